@@ -1,0 +1,6 @@
+//! Coffer's gateway: block devices and the doors that serve them.
+
+pub mod device;
+
+pub use coffer_repo::{Error, Kind, Result};
+pub use device::{BlockDevice, Content, Durability, Extent, Zeroing};

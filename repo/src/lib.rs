@@ -1,0 +1,8 @@
+//! Coffer's repository: see `ARCHITECTURE.md` and `repo/FORMAT.md`.
+
+pub mod backend;
+pub mod entropy;
+pub mod error;
+pub mod id;
+
+pub use error::{Error, Kind, Result};
