@@ -1,8 +1,11 @@
 //! Coffer's repository: see `ARCHITECTURE.md` and `repo/FORMAT.md`.
 
 pub mod backend;
+pub mod cancel;
 pub mod entropy;
 pub mod error;
 pub mod id;
+pub mod time;
+pub mod window;
 
 pub use error::{Error, Kind, Result};
