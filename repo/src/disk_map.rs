@@ -22,7 +22,7 @@ pub const FANOUT: u64 = 256;
 /// Largest raw node accepted, in bytes. A leaf of a 64 MiB window with a chunk a block stays below it.
 pub const NODE_MAX: u32 = 1 << 20;
 
-const HEADER: usize = 16;
+const HEADER: usize = 8;
 const LEAF: u8 = 1;
 const INNER: u8 = 2;
 const VERSION: u8 = 1;
@@ -177,17 +177,15 @@ impl Node {
         let level = r.u8()?;
         let reserved = r.u8()?;
         let n = r.u32()?;
-        let packs = r.u32()?;
-        let reserved2 = r.u32()?;
         if version != VERSION {
             return Err(Error::new(Kind::Unsupported, format!("a disk-map node of version {version}; use a newer coffer")));
         }
-        if reserved != 0 || reserved2 != 0 || n == 0 {
+        if reserved != 0 || n == 0 {
             return Err(damaged("its header"));
         }
         let node = match kind {
-            LEAF if level == 0 => Node::Leaf(decode_leaf(&mut r, n, packs, window)?),
-            INNER if level > 0 && packs == 0 => Node::Inner(decode_inner(&mut r, n, level)?),
+            LEAF if level == 0 => Node::Leaf(decode_leaf(&mut r, n, window)?),
+            INNER if level > 0 => Node::Inner(decode_inner(&mut r, n, level)?),
             _ => return Err(damaged("its type")),
         };
         if !r.0.is_empty() {
@@ -197,18 +195,15 @@ impl Node {
     }
 }
 
-/// The part of a node's raw bytes that its id hashes: everything but the hints. Two slices, to be hashed one after the other.
-pub fn identity(raw: &[u8]) -> Result<[&[u8]; 2]> {
+/// The part of a node's raw bytes that its id hashes: everything but the hints.
+pub fn identity(raw: &[u8]) -> Result<&[u8]> {
     let mut r = Bytes(raw);
     let kind = r.u8()?;
     let _ = r.take(3)?;
     let n = r.u32()? as usize;
     let each = if kind == LEAF { LEAF_IDENTITY } else { INNER_IDENTITY };
-    let end = n.checked_mul(each).and_then(|l| l.checked_add(HEADER)).ok_or_else(|| damaged("its length"))?;
-    match (raw.get(..8), raw.get(HEADER..end)) {
-        (Some(head), Some(section)) => Ok([head, section]),
-        _ => Err(damaged("its length")),
-    }
+    let end = n.checked_mul(each).and_then(|l| l.checked_add(HEADER));
+    end.and_then(|end| raw.get(..end)).ok_or_else(|| damaged("its length"))
 }
 
 /// How windows and levels divide a disk.
@@ -236,6 +231,12 @@ impl Geometry {
             level += 1;
         }
         level
+    }
+
+    /// Number of windows that a node of `level` covers.
+    #[must_use]
+    pub fn windows_of_level(&self, level: u8) -> u64 {
+        1u64.checked_shl(8 * u32::from(level)).unwrap_or(u64::MAX)
     }
 
     /// The slot of window `window` in its ancestor of `level` (1 and more).
@@ -270,7 +271,7 @@ fn encode_leaf(leaf: &Leaf) -> Result<Vec<u8>> {
             LeafContent::Unreadable => hints.extend_from_slice(&[0; LEAF_HINT]),
         }
     }
-    let mut out = header(LEAF, 0, leaf.entries.len(), packs.len())?;
+    let mut out = header(LEAF, 0, leaf.entries.len())?;
     for entry in &leaf.entries {
         out.extend_from_slice(&entry.start.to_le_bytes());
         out.extend_from_slice(&entry.blocks.to_le_bytes());
@@ -285,6 +286,7 @@ fn encode_leaf(leaf: &Leaf) -> Result<Vec<u8>> {
             }
         }
     }
+    out.extend_from_slice(&u32::try_from(packs.len()).map_err(|_| too_many())?.to_le_bytes());
     for pack in &packs {
         out.extend_from_slice(&pack.0);
     }
@@ -293,7 +295,7 @@ fn encode_leaf(leaf: &Leaf) -> Result<Vec<u8>> {
 }
 
 fn encode_inner(inner: &Inner) -> Result<Vec<u8>> {
-    let mut out = header(INNER, inner.level, inner.children.len(), 0)?;
+    let mut out = header(INNER, inner.level, inner.children.len())?;
     for child in &inner.children {
         out.push(child.slot);
         out.extend_from_slice(&child.id.0);
@@ -307,17 +309,16 @@ fn encode_inner(inner: &Inner) -> Result<Vec<u8>> {
     Ok(out)
 }
 
-fn header(kind: u8, level: u8, n: usize, packs: usize) -> Result<Vec<u8>> {
-    let count = |x: usize| u32::try_from(x).map_err(|_| Error::internal("a disk-map node with more than 2^32 entries"));
+fn header(kind: u8, level: u8, n: usize) -> Result<Vec<u8>> {
+    let n = u32::try_from(n).map_err(|_| Error::internal("a disk-map node with more than 2^32 entries"))?;
     let mut out = vec![kind, VERSION, level, 0];
-    out.extend_from_slice(&count(n)?.to_le_bytes());
-    out.extend_from_slice(&count(packs)?.to_le_bytes());
-    out.extend_from_slice(&[0; 4]);
+    out.extend_from_slice(&n.to_le_bytes());
     Ok(out)
 }
 
-fn decode_leaf(r: &mut Bytes<'_>, n: u32, packs: u32, window: u64) -> Result<Leaf> {
+fn decode_leaf(r: &mut Bytes<'_>, n: u32, window: u64) -> Result<Leaf> {
     let identities = r.array(n, LEAF_IDENTITY)?;
+    let packs = r.u32()?;
     let table = r.array(packs, PackUid::LEN)?;
     let hints = r.array(n, LEAF_HINT)?;
     let window_blocks = window / u64::from(BLOCK);
