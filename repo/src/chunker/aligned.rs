@@ -96,7 +96,8 @@ impl DiskChunker {
     pub fn new(params: DiskParams, seed: u64) -> Result<Self> {
         params.validate()?;
         let blocks = |bytes: u32| bytes as usize / BLOCK;
-        let window = usize::try_from(params.window).map_err(|_| Error::internal("a window beyond the address space"))?;
+        let window =
+            usize::try_from(params.window).map_err(|_| Error::internal("a window beyond the address space"))?;
         Ok(DiskChunker {
             seed,
             mask: u64::from(params.mean / params.block) - 1,
@@ -242,9 +243,11 @@ mod tests {
                 bytes[edit * BLOCK + 17] ^= 1;
                 let new = ends(&bytes);
                 bytes[edit * BLOCK + 17] ^= 1;
-                let beyond = |ends: &[usize]| ends.iter().copied().filter(|&end| end >= edit + BOUND).collect::<Vec<_>>();
+                let beyond =
+                    |ends: &[usize]| ends.iter().copied().filter(|&end| end >= edit + BOUND).collect::<Vec<_>>();
                 assert_eq!(beyond(&old), beyond(&new), "seed {seed}, block {edit} edited");
-                let same_before = |ends: &[usize]| ends.iter().copied().take_while(|&end| end <= edit).collect::<Vec<_>>();
+                let same_before =
+                    |ends: &[usize]| ends.iter().copied().take_while(|&end| end <= edit).collect::<Vec<_>>();
                 assert_eq!(same_before(&old), same_before(&new), "seed {seed}, block {edit} edited");
             }
         }
@@ -280,7 +283,8 @@ mod tests {
     fn a_seed_changes_the_cuts() {
         let bytes = sample::disk(&(1..1000).collect::<Vec<_>>());
         let cut = |seed| {
-            let pieces: Vec<_> = DiskChunker::new(DiskParams::default(), seed).unwrap().window(&bytes).unwrap().collect();
+            let pieces: Vec<_> =
+                DiskChunker::new(DiskParams::default(), seed).unwrap().window(&bytes).unwrap().collect();
             chunks(&pieces)
         };
         assert_ne!(cut(1), cut(2));

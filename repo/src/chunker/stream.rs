@@ -31,9 +31,8 @@ impl Default for StreamParams {
 impl StreamParams {
     /// Whether these are powers of two, in order, and within what FastCDC takes; else `Invalid`.
     pub fn validate(&self) -> Result<()> {
-        let fits = |size: u32, least: usize, most: usize| {
-            size.is_power_of_two() && (least..=most).contains(&(size as usize))
-        };
+        let fits =
+            |size: u32, least: usize, most: usize| size.is_power_of_two() && (least..=most).contains(&(size as usize));
         if fits(self.min, MINIMUM_MIN, MINIMUM_MAX)
             && fits(self.mean, AVERAGE_MIN, AVERAGE_MAX)
             && fits(self.max, MAXIMUM_MIN, MAXIMUM_MAX)
