@@ -1,6 +1,7 @@
 //! Coffer's repository: see `ARCHITECTURE.md` and `repo/FORMAT.md`.
 
 pub mod backend;
+pub mod cbor;
 pub mod entropy;
 pub mod error;
 pub mod id;
