@@ -2,6 +2,7 @@
 
 pub mod backend;
 pub mod cbor;
+pub mod crypto;
 pub mod entropy;
 pub mod error;
 pub mod id;
