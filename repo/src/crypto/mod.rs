@@ -60,6 +60,11 @@ impl<const N: usize> Secret<N> {
     pub fn expose(&self) -> &[u8; N] {
         &self.0
     }
+
+    /// The bytes, for the primitive that fills them in.
+    pub(crate) fn expose_mut(&mut self) -> &mut [u8; N] {
+        &mut self.0
+    }
 }
 
 /// HKDF-SHA256: 32 bytes from `ikm` under `salt`, bound to the parts of `info` laid end to end.

@@ -1,7 +1,7 @@
 //! Signatures (FORMAT.md section 4): Ed25519 over labelled bytes.
 //!
-//! Not here: who may sign what ([`crate::sealed`]), whose key is whose ([`crate::certificate`]). What holds: the first part of
-//! what is signed is a label, and no label of the format is the beginning of another, so that a signature made for one
+//! Not here: who may sign what ([`crate::sealed`]), whose key is whose ([`crate::certificate`]). What holds: what is
+//! signed begins with a label, and no label of the format is the beginning of another, so that a signature made for one
 //! purpose never serves another.
 
 use super::Key32;
@@ -38,7 +38,7 @@ impl PublicKey {
         SignerId(id)
     }
 
-    /// Checks that the holder of the key signed `parts` laid end to end, of which the first is a label; `Corrupt` if not.
+    /// Checks that the holder of the key signed `parts` laid end to end, beginning with a label; `Corrupt` if not.
     pub fn verify(&self, parts: &[&[u8]], signature: &[u8]) -> Result<()> {
         ParsedPublicKey::new(&ED25519, self.0)
             .ok()
@@ -82,7 +82,7 @@ impl Signer {
         self.public
     }
 
-    /// Signs `parts` laid end to end; the first is the label of the purpose.
+    /// Signs `parts` laid end to end, beginning with the label of the purpose.
     #[must_use]
     pub fn sign(&self, parts: &[&[u8]]) -> [u8; SIGNATURE_LEN] {
         let mut out = [0; SIGNATURE_LEN];
