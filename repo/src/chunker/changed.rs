@@ -195,3 +195,203 @@ impl Open<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::single_range_in_vec_init, reason = "lists of one range are meant")]
+mod tests {
+    use super::super::{DiskParams, sample};
+    use super::*;
+    use crate::error::Kind;
+    use proptest::prelude::*;
+
+    /// What came of cutting `new`, given its old chunks and what changed.
+    struct Outcome {
+        chunks: Vec<Range<usize>>,
+        kept: Vec<usize>,
+        read: Vec<Range<usize>>,
+    }
+
+    impl Outcome {
+        fn blocks_read(&self) -> usize {
+            self.read.iter().map(Range::len).sum()
+        }
+    }
+
+    fn recut(chunker: &DiskChunker, old: &[Range<usize>], changed: &[Range<usize>], new: &[u8]) -> Outcome {
+        let window = OldWindow { blocks: new.len() / BLOCK, chunks: old, changed };
+        let mut outcome = Outcome { chunks: Vec::new(), kept: Vec::new(), read: Vec::new() };
+        let Outcome { chunks, kept, read } = &mut outcome;
+        rechunk(
+            chunker,
+            window,
+            &mut |blocks, out| {
+                assert!(blocks.len() <= chunker.max_blocks(), "{blocks:?} at a time");
+                assert!(read.last().is_none_or(|last: &Range<usize>| last.end <= blocks.start), "{blocks:?} read twice");
+                out.copy_from_slice(&new[blocks.start * BLOCK..blocks.end * BLOCK]);
+                read.push(blocks);
+                Ok(())
+            },
+            &mut |chunk| {
+                match chunk {
+                    Recut::Kept(index) => {
+                        kept.push(index);
+                        chunks.push(old[index].clone());
+                    }
+                    Recut::Fresh { blocks, bytes } => {
+                        assert!(bytes == &new[blocks.start * BLOCK..blocks.end * BLOCK], "wrong bytes for {blocks:?}");
+                        chunks.push(blocks);
+                    }
+                }
+                Ok(())
+            },
+        )
+        .unwrap();
+        outcome
+    }
+
+    /// Overwrites of runs of blocks: where they begin, how long they are, and the new blocks' first number; 0 zeroes.
+    /// Beginning and end of the window come up more often than their share.
+    fn edits() -> impl Strategy<Value = Vec<(f64, usize, u32)>> {
+        let place = prop_oneof![1 => Just(0.0), 1 => Just(1.0), 6 => 0.0..1.0];
+        let length = prop_oneof![4 => 1usize..4, 1 => 1usize..100];
+        let number = prop_oneof![1 => Just(0u32), 2 => 1u32..];
+        prop::collection::vec((place, length, number), 0..6)
+    }
+
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a place within a short list")]
+    fn apply(edits: &[(f64, usize, u32)], numbers: &mut [u64], changed: &mut [bool]) {
+        let last = numbers.len().saturating_sub(1);
+        for &(place, length, first) in edits {
+            let at = (place * last as f64).round() as usize;
+            for (i, offset) in (at..numbers.len()).take(length).zip(0u64..) {
+                numbers[i] = if first == 0 { 0 } else { u64::from(first) + offset };
+                changed[i] = true;
+            }
+        }
+    }
+
+    fn ranges(changed: &[bool]) -> Vec<Range<usize>> {
+        let mut ranges: Vec<Range<usize>> = Vec::new();
+        for at in (0..changed.len()).filter(|&at| changed[at]) {
+            match ranges.last_mut() {
+                Some(last) if last.end == at => last.end += 1,
+                _ => ranges.push(at..at + 1),
+            }
+        }
+        ranges
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1000))]
+
+        #[test]
+        fn equals_a_full_chunking(
+            params in sample::params(),
+            seed: u64,
+            old in sample::disks(),
+            edits in edits(),
+            granule in prop_oneof![Just(1usize), Just(16)],
+            size in prop_oneof![4 => Just(None), 1 => (0usize..=256).prop_map(Some)],
+        ) {
+            let chunker = DiskChunker::new(params, seed).unwrap();
+            let old_chunks = sample::reference(&params, seed, &sample::disk(&old));
+            let mut new = old.clone();
+            new.resize(size.unwrap_or(old.len()), 77);
+            let mut changed = vec![false; new.len()];
+            apply(&edits, &mut new, &mut changed);
+            changed.iter_mut().skip(old.len()).for_each(|grown| *grown = true);
+            // Sources often know changes only coarsely.
+            changed.chunks_mut(granule).for_each(|blocks| {
+                let any = blocks.contains(&true);
+                blocks.fill(any);
+            });
+            let bytes = sample::disk(&new);
+            let outcome = recut(&chunker, &old_chunks, &ranges(&changed), &bytes);
+            prop_assert_eq!(&outcome.chunks, &sample::reference(&params, seed, &bytes));
+            for blocks in &outcome.read {
+                for at in blocks.clone() {
+                    prop_assert!(changed[at] || old[at] != 0, "block {} is known to be zero, yet was read", at);
+                }
+            }
+            for &index in &outcome.kept {
+                let chunk = &old_chunks[index];
+                prop_assert!(outcome.read.iter().all(|read| read.end <= chunk.start || chunk.end <= read.start));
+            }
+            if !changed.contains(&true) && size.is_none() {
+                prop_assert_eq!(outcome.blocks_read(), 0);
+            }
+        }
+    }
+
+    #[test]
+    fn a_small_change_costs_a_small_read() {
+        let params = DiskParams::default();
+        let (mut read, mut changes) = (0, 0usize);
+        for seed in 0..4 {
+            let chunker = DiskChunker::new(params, seed).unwrap();
+            let mut bytes = sample::noise(seed, 4096 * BLOCK);
+            let old = sample::reference(&params, seed, &bytes);
+            for at in (0..4096).step_by(7) {
+                bytes[at * BLOCK] ^= 1;
+                read += recut(&chunker, &old, &[at..at + 1], &bytes).blocks_read();
+                bytes[at * BLOCK] ^= 1;
+                changes += 1;
+            }
+        }
+        println!("{:.1} blocks read around a change of one block, on average of {changes}", read as f64 / changes as f64);
+        assert!(read < changes * 40, "{read} blocks read for {changes} changes");
+    }
+
+    #[test]
+    fn a_block_written_behind_a_chunk_may_extend_it() {
+        let params = DiskParams { window: 1 << 20, ..DiskParams::default() };
+        let chunker = DiskChunker::new(params, 3).unwrap();
+        // Two blocks, too short to end by their content, then zeroes: what is written behind them joins them.
+        let mut numbers = vec![0; 32];
+        numbers[..2].fill(5);
+        let old = sample::reference(&params, 3, &sample::disk(&numbers));
+        assert_eq!(old, [0..2]);
+        numbers[2] = 7;
+        let outcome = recut(&chunker, &old, &[2..3], &sample::disk(&numbers));
+        assert_eq!(outcome.chunks, [0..3]);
+        assert_eq!(outcome.read, [0..3]);
+    }
+
+    #[test]
+    fn errors_end_the_work_and_are_passed_on() {
+        let chunker = DiskChunker::new(DiskParams::default(), 0).unwrap();
+        let window = OldWindow { blocks: 8, chunks: &[0..4], changed: &[5..8] };
+        let failure = || Error::new(Kind::Unavailable, "the source is gone");
+        let failed = rechunk(&chunker, window, &mut |_, _| Err(failure()), &mut |_| Ok(()));
+        assert_eq!(failed.unwrap_err().kind(), Kind::Unavailable);
+        let mut reads = 0;
+        let failed = rechunk(
+            &chunker,
+            window,
+            &mut |_, _| {
+                reads += 1;
+                Ok(())
+            },
+            &mut |_| Err(failure()),
+        );
+        assert_eq!(failed.unwrap_err().kind(), Kind::Unavailable);
+        assert_eq!(reads, 0, "the first chunk is kept unread, and nobody wanted it");
+    }
+
+    #[test]
+    fn ranges_out_of_order_are_refused() {
+        let chunker = DiskChunker::new(DiskParams::default(), 0).unwrap();
+        let refused = |blocks, chunks: &[Range<usize>], changed: &[Range<usize>]| {
+            let window = OldWindow { blocks, chunks, changed };
+            rechunk(&chunker, window, &mut |_, _| Ok(()), &mut |_| Ok(())).is_err_and(|e| e.kind() == Kind::Invalid)
+        };
+        let empty = Range { start: 3, end: 3 };
+        assert!(!refused(4096, &[0..4, 4..9], &[0..1, 1..2, 9..5000]));
+        assert!(refused(4097, &[], &[]));
+        assert!(refused(4096, &[0..4, 3..9], &[]));
+        assert!(refused(4096, &[4..9, 0..4], &[]));
+        assert!(refused(4096, &[], &[0..4, 3..9]));
+        assert!(refused(4096, std::slice::from_ref(&empty), &[]));
+        assert!(refused(4096, &[], std::slice::from_ref(&empty)));
+    }
+}

@@ -117,3 +117,86 @@ impl Chunker for StreamChunker {
         Some(Piece::Chunk(0..length))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample;
+    use super::*;
+    use crate::error::Kind;
+    use fastcdc::v2020::{FastCDC, get_gear_with_seed};
+    use std::collections::HashSet;
+
+    const SMALL: StreamParams = StreamParams { min: 1 << 10, mean: 4 << 10, max: 16 << 10 };
+
+    fn gear(seed: u64) -> [u64; 256] {
+        let bytes = sample::noise(seed, 2048);
+        let (entries, _) = bytes.as_chunks::<8>();
+        std::array::from_fn(|i| u64::from_le_bytes(entries[i]))
+    }
+
+    fn chunks<'a>(chunker: &StreamChunker, bytes: &'a [u8]) -> Vec<&'a [u8]> {
+        chunker.pieces(bytes, Tail::End).map(|piece| &bytes[piece.range().clone()]).collect()
+    }
+
+    #[test]
+    fn with_the_public_table_cuts_are_those_of_the_crate() {
+        let table: [u64; 256] = get_gear_with_seed(0).0.as_ref().try_into().unwrap();
+        for params in [SMALL, StreamParams::default()] {
+            let bytes = sample::noise(11, (3 << 20) + 77);
+            let chunker = StreamChunker::new(params, table).unwrap();
+            let ours: Vec<_> = chunker.pieces(&bytes, Tail::End).map(|piece| piece.range().clone()).collect();
+            let theirs: Vec<_> = FastCDC::new(&bytes, params.min as usize, params.mean as usize, params.max as usize)
+                .map(|chunk| chunk.offset..chunk.offset + chunk.length)
+                .collect();
+            assert_eq!(ours, theirs);
+        }
+    }
+
+    #[test]
+    fn an_insertion_shifts_the_cuts_and_they_meet_again() {
+        for seed in 0..8 {
+            let chunker = StreamChunker::new(SMALL, gear(seed)).unwrap();
+            let old = sample::noise(seed, 1 << 20);
+            let known: HashSet<&[u8]> = chunks(&chunker, &old).into_iter().collect();
+            for at in [0, 1, 1000, 300_001, (1 << 20) - 1, 1 << 20] {
+                let new = [&old[..at], b"inserted", &old[at..]].concat();
+                let fresh: Vec<_> = chunks(&chunker, &new).into_iter().filter(|chunk| !known.contains(chunk)).collect();
+                assert!((1..=12).contains(&fresh.len()), "seed {seed}: {} new chunks for 8 bytes at {at}", fresh.len());
+            }
+        }
+    }
+
+    #[test]
+    fn a_table_changes_the_cuts() {
+        let bytes = sample::noise(1, 1 << 18);
+        let [a, b] = [1, 2].map(|seed| StreamChunker::new(SMALL, gear(seed)).unwrap());
+        assert_ne!(chunks(&a, &bytes), chunks(&b, &bytes));
+    }
+
+    #[test]
+    fn only_sensible_parameters_are_taken() {
+        let good = StreamParams::default();
+        assert!(good.validate().is_ok());
+        assert!(SMALL.validate().is_ok());
+        for bad in [
+            StreamParams { min: 0, ..good },
+            StreamParams { min: 32, ..good },
+            StreamParams { min: 65_534, ..good },
+            StreamParams { min: 512 << 10, ..good },
+            StreamParams { mean: 250_000, ..good },
+            StreamParams { mean: 2 << 20, ..good },
+            StreamParams { mean: 8 << 20, max: 16 << 20, ..good },
+            StreamParams { max: 1_000_000, ..good },
+            StreamParams { max: 32 << 20, ..good },
+        ] {
+            assert_eq!(bad.validate().unwrap_err().kind(), Kind::Invalid, "{bad:?}");
+            assert!(StreamChunker::new(bad, [0; 256]).is_err());
+        }
+    }
+
+    #[test]
+    fn what_is_shown_betrays_no_table() {
+        let shown = format!("{:?}", StreamChunker::new(SMALL, [0x1234_5678; 256]).unwrap());
+        assert!(!shown.contains(&0x1234_5678.to_string()), "{shown}");
+    }
+}
