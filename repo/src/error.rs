@@ -127,7 +127,11 @@ impl Error {
     /// A copy that can be handed to every waiter of one failed fetch; the source is kept as its text.
     #[must_use]
     pub fn duplicate(&self) -> Self {
-        Error { kind: self.kind, context: self.context.clone(), source: self.source.as_ref().map(|s| s.to_string().into()) }
+        Error {
+            kind: self.kind,
+            context: self.context.clone(),
+            source: self.source.as_ref().map(|s| s.to_string().into()),
+        }
     }
 }
 
