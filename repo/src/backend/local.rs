@@ -3,7 +3,7 @@
 //! Not here: what may be in the directory (whoever creates a repository looks first), retries, quotas.
 //!
 //! What holds:
-//! - **Atomic, create-only, durable.** An object is written as a [`draft`], synced, and given its name in one step that never
+//! - **Atomic, create-only, durable.** An object is written as a draft, synced, and given its name in one step that never
 //!   replaces anything; then its directory and every directory above it are synced, since another process may have made one of
 //!   them and not synced it yet. A put that answers `Exists` syncs them too: what it saw outlives a power cut. (A mere
 //!   reader may see an object an instant before it is durable.)
@@ -128,6 +128,18 @@ impl Local {
         Ok(chain)
     }
 
+    /// Sees that it is an object that has the name, and not a directory: then no object exists, and none can.
+    fn check_taken(&self, chain: &Chain, name: &str, leaf: &str) -> Result<()> {
+        match rustix::fs::statat(&chain.directory, leaf, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => match self.object_len(name, &stat)? {
+                Some(_) => Ok(()),
+                None => Err(Error::invalid(format!("'{name}' in {}: objects below it exist", self.path.display()))),
+            },
+            Err(Errno::NOENT) => Ok(()), // it did exist, and was deleted since
+            Err(e) => Err(self.error("looking at", name, e)),
+        }
+    }
+
     /// An operating-system error while `doing` something with `name`.
     fn error(&self, doing: &str, name: &str, e: impl Into<io::Error>) -> Error {
         let e: io::Error = e.into();
@@ -176,15 +188,7 @@ impl Backend for Local {
                 Err(e) => return Err(self.error("naming", name, e)),
             };
             if put == Put::Exists {
-                // The name may be that of a directory: then it is no object that exists.
-                match rustix::fs::statat(&chain.directory, leaf, AtFlags::SYMLINK_NOFOLLOW) {
-                    Ok(stat) if self.object_len(name, &stat)?.is_none() => {
-                        let taken = format!("'{name}' in {}: objects below it exist", self.path.display());
-                        return Err(Error::invalid(taken));
-                    }
-                    Ok(_) | Err(Errno::NOENT) => {}
-                    Err(e) => return Err(self.error("looking at", name, e)),
-                }
+                self.check_taken(&chain, name, leaf)?;
             }
             chain.sync().map_err(|e| self.error("syncing the directory of", name, e))?;
             return Ok(put);
