@@ -4,11 +4,16 @@ pub mod backend;
 pub mod cbor;
 pub mod certificate;
 pub mod crypto;
+mod cursor;
 pub mod entropy;
 pub mod error;
 pub mod id;
+pub mod index_delta;
 pub mod key_slot;
 pub mod keys;
+pub mod location;
+pub mod pack;
+pub mod seal;
 pub mod sealed;
 
 pub use error::{Error, Kind, Result};
