@@ -8,6 +8,8 @@ mod cursor;
 pub mod entropy;
 pub mod error;
 pub mod id;
+#[cfg(feature = "index")]
+pub mod index;
 pub mod index_delta;
 pub mod key_slot;
 pub mod keys;
