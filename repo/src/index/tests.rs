@@ -2,7 +2,7 @@ use super::*;
 use crate::backend::Backend;
 use crate::certificate::Certificates;
 use crate::crypto::{Aead, Codec};
-use crate::entropy::{Entropy, Seeded, fresh};
+use crate::entropy::{Seeded, fresh};
 use crate::error::Kind;
 use crate::id::{ChunkId, NodeId};
 use crate::index_delta::{self, DeltaEntry};
