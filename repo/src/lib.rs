@@ -1,6 +1,7 @@
 //! Coffer's repository: see `ARCHITECTURE.md` and `repo/FORMAT.md`.
 
 pub mod backend;
+pub mod cancel;
 pub mod cbor;
 pub mod certificate;
 pub mod crypto;
@@ -17,5 +18,7 @@ pub mod location;
 pub mod pack;
 pub mod seal;
 pub mod sealed;
+pub mod time;
+pub mod window;
 
 pub use error::{Error, Kind, Result};

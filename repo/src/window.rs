@@ -1,0 +1,43 @@
+//! The seam between a source of disk bytes and the writer: windows, pulled by the writer's workers.
+//!
+//! Not here: what a source is (that is the mover's matter) and how a window is chunked. What holds: every window of the
+//! disk is handed out exactly once, in order of its index; several workers pull at the same time, so a source that can be
+//! read anywhere picks the next index under a short lock and reads outside it, and one that can only be read in order reads
+//! under its lock.
+
+use crate::error::Result;
+use std::ops::Range;
+
+/// The buffer one worker owns: bytes of one window and what could not be read of it.
+#[derive(Debug, Default)]
+pub struct Window {
+    /// The window's bytes: as many as the disk has there. Unreadable ranges are zero-filled. The writer pads the last block.
+    pub bytes: Vec<u8>,
+    /// Ranges within `bytes` that the source could not read, at multiples of 4096, sorted, without overlap. A source only
+    /// reports them when it was told to keep going.
+    pub unreadable: Vec<Range<u32>>,
+}
+
+/// What [`WindowSource::next`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filled {
+    /// Window `0` was read into the buffer.
+    Bytes(u64),
+    /// Window `0` is known to read as zeroes; the buffer was not touched.
+    Zero(u64),
+    /// Window `0` is known to be as in the parent snapshot; the buffer was not touched. Only with a parent whose token the
+    /// source honoured.
+    Unchanged(u64),
+    /// All windows were handed out.
+    End,
+}
+
+/// A disk to be backed up, as the writer sees it.
+pub trait WindowSource: Sync {
+    /// Hands out the next window: its index counts windows of the repository's window size from the disk's start.
+    fn next(&self, window: &mut Window) -> Result<Filled>;
+
+    /// The disk's size in bytes; asked after [`Filled::End`], since a stream knows its length only then. An error here (the
+    /// source changed its size meanwhile) fails the run.
+    fn size(&self) -> Result<u64>;
+}
