@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::id::SignerId;
 use crate::keys::Keys;
 use crate::sealed::{self, ObjectKind};
+use crate::time::Timestamp;
 use std::collections::HashMap;
 
 /// The authority's word that a writer's key belongs to this repository.
@@ -18,8 +19,8 @@ pub struct Certificate {
     pub public: PublicKey,
     /// Whose it is, for people.
     pub label: String,
-    /// When it was made, in Unix seconds.
-    pub created: u64,
+    /// When it was made.
+    pub created: Timestamp,
 }
 
 impl Certificate {
@@ -34,7 +35,7 @@ impl Certificate {
         Map::new()
             .with("public", self.public.as_bytes())
             .with("label", self.label.as_str())
-            .with("created", self.created)
+            .with("created", self.created.seconds())
             .encode()
     }
 
@@ -44,7 +45,7 @@ impl Certificate {
         Ok(Certificate {
             public: PublicKey::new(map.array_of("public")?),
             label: map.text("label")?.to_owned(),
-            created: map.uint("created")?,
+            created: Timestamp::from_seconds(map.uint("created")?)?,
         })
     }
 }

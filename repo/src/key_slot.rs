@@ -10,6 +10,7 @@ use crate::entropy::{Entropy, fresh};
 use crate::error::{Error, Kind, Result};
 use crate::id::{SlotId, parse_hex, write_hex};
 use crate::keys::Keys;
+use crate::time::Timestamp;
 use argon2::{Algorithm, Argon2, Block, Params, Version};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use zeroize::{Zeroize, Zeroizing};
@@ -103,8 +104,8 @@ impl Default for PassphraseCost {
 pub struct SlotOptions {
     /// Whose it is, for people; not secret.
     pub label: String,
-    /// Now, in Unix seconds.
-    pub created: u64,
+    /// Now.
+    pub created: Timestamp,
     /// For a passphrase.
     pub cost: PassphraseCost,
 }
@@ -129,8 +130,8 @@ pub struct SlotSummary {
     pub kind: SlotKind,
     /// Whose it is.
     pub label: String,
-    /// When it was made, in Unix seconds.
-    pub created: u64,
+    /// When it was made.
+    pub created: Timestamp,
 }
 
 /// The name of the object that is the slot.
@@ -151,7 +152,7 @@ pub fn seal_slot(
     let mut map = Map::new()
         .with("v", SLOT_VERSION)
         .with("label", options.label.as_str())
-        .with("created", options.created)
+        .with("created", options.created.seconds())
         .with("salt", &salt);
     let kek = match credential {
         Credential::Passphrase(passphrase) => {
@@ -251,7 +252,8 @@ fn summary(slot: SlotId, bytes: &[u8]) -> Result<(SlotSummary, Map)> {
         "keyfile" => SlotKind::KeyFile,
         other => SlotKind::Unknown(other.to_owned()),
     };
-    Ok((SlotSummary { slot, kind, label: map.text("label")?.to_owned(), created: map.uint("created")? }, map))
+    let created = Timestamp::from_seconds(map.uint("created")?)?;
+    Ok((SlotSummary { slot, kind, label: map.text("label")?.to_owned(), created }, map))
 }
 
 /// Argon2id: the key of a slot from a passphrase.

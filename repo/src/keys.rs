@@ -19,6 +19,7 @@ use crate::crypto::{
 use crate::entropy::Entropy;
 use crate::error::{Error, Kind, Result};
 use crate::id::{PackUid, RecipientId, RepoId};
+use crate::time::Timestamp;
 use std::fmt;
 use zeroize::Zeroizing;
 
@@ -59,8 +60,8 @@ impl Keys {
     }
 
     /// The bundle of a new writer, and the certificate that the authority has to sign and store for it. `label` says
-    /// whose it is, `created` is in Unix seconds. `WrongKey` unless this bundle is a full one.
-    pub fn export_writer(&self, label: &str, created: u64, entropy: &dyn Entropy) -> Result<(Keys, Certificate)> {
+    /// whose it is, `created` is now. `WrongKey` unless this bundle is a full one.
+    pub fn export_writer(&self, label: &str, created: Timestamp, entropy: &dyn Entropy) -> Result<(Keys, Certificate)> {
         if !self.is_full() {
             return Err(Error::new(Kind::WrongKey, "only the holder of a full key bundle can export a writer's"));
         }

@@ -4,10 +4,13 @@ pub mod backend;
 pub mod cancel;
 pub mod cbor;
 pub mod certificate;
+pub mod chunker;
 pub mod crypto;
 mod cursor;
+pub mod descriptor;
 pub mod entropy;
 pub mod error;
+pub mod features;
 pub mod id;
 #[cfg(feature = "index")]
 pub mod index;
@@ -20,5 +23,6 @@ pub mod seal;
 pub mod sealed;
 pub mod time;
 pub mod window;
+pub mod zero;
 
 pub use error::{Error, Kind, Result};
