@@ -19,3 +19,6 @@ pub mod window;
 pub mod zero;
 
 pub use error::{Error, Kind, Result};
+
+#[cfg(test)]
+mod vectors;
