@@ -42,7 +42,7 @@ impl Entropy for Scripted {
 }
 
 fn hex(text: &str) -> Vec<u8> {
-    let digit = |c: u8| char::from(c).to_digit(16).unwrap() as u8;
+    let digit = |c: u8| u8::try_from(char::from(c).to_digit(16).unwrap()).unwrap();
     assert_eq!(text.len() % 2, 0);
     text.as_bytes().chunks(2).map(|pair| digit(pair[0]) << 4 | digit(pair[1])).collect()
 }
