@@ -221,7 +221,11 @@ pub fn open_slot(slot: SlotId, bytes: &[u8], credential: &Credential) -> Result<
     let bundle = slot_key(&kek)?
         .open_in_place(nonce(), aad(slot, &map)?, &mut sealed)
         .map_err(|_| wrong(&format!("is not for this {}", credential.noun())))?;
-    Keys::decode(bundle).map_err(within)
+    let keys = Keys::decode(bundle).map_err(within)?;
+    if keys.is_full() != summary.full {
+        return Err(within(Error::corrupt("the bundle in it is not of the kind it names")));
+    }
+    Ok(keys)
 }
 
 /// What can be said of the slot `slot` without opening it.
@@ -333,6 +337,10 @@ mod tests {
     fn forge(bytes: &[u8], change: impl FnOnce(&mut Map)) -> Vec<u8> {
         let mut map = Map::decode(&bytes[..bytes.len() - DIGEST_LEN]).unwrap();
         change(&mut map);
+        digested(&map)
+    }
+
+    fn digested(map: &Map) -> Vec<u8> {
         let mut forged = map.encode().unwrap();
         let digest = blake3::hash(&forged);
         forged.extend_from_slice(digest.as_bytes());
@@ -378,7 +386,8 @@ mod tests {
     fn every_part_of_a_slot_is_vouched_for() {
         let right = passphrase("sesame");
         let bytes = seal(&right);
-        let changes: [(&str, Value); 6] = [
+        let changes: [(&str, Value); 7] = [
+            ("bundle", "writer".into()),
             ("label", "mallory".into()),
             ("created", 1u64.into()),
             ("salt", (&[0u8; 32]).into()),
@@ -414,6 +423,26 @@ mod tests {
             let error = seal_slot(&keys(), &right, SLOT, &options(cost), &Seeded::new(2)).unwrap_err();
             assert_eq!(error.kind(), Kind::Invalid);
         }
+    }
+
+    #[test]
+    fn a_slot_holds_the_kind_of_bundle_that_it_names() {
+        let key = Secret::new([6; 32]);
+        let bytes = seal(&Credential::KeyFile(key.clone()));
+        assert!(summarise(SLOT, &bytes).unwrap().full);
+        // Made by somebody who has the key file: the tag is right, the name is not.
+        let mut map = Map::decode(&bytes[..bytes.len() - DIGEST_LEN]).unwrap().with("bundle", "writer");
+        map.remove("sealed");
+        let kek = hkdf(&map.array_of::<32>("salt").unwrap(), &key, &[KEY_FILE_LABEL]).unwrap();
+        let mut sealed = keys().encode().unwrap().to_vec();
+        slot_key(&kek).unwrap().seal_in_place_append_tag(nonce(), aad(SLOT, &map).unwrap(), &mut sealed).unwrap();
+        let error = open_slot(SLOT, &digested(&map.with("sealed", sealed)), &Credential::KeyFile(key)).unwrap_err();
+        assert_eq!(error.kind(), Kind::Corrupt);
+        assert!(error.context().contains("not of the kind"), "{error}");
+        assert_eq!(
+            summarise(SLOT, &forge(&bytes, |map| map.insert("bundle", "odd"))).unwrap_err().kind(),
+            Kind::Unsupported
+        );
     }
 
     #[test]

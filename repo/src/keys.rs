@@ -202,7 +202,8 @@ impl Keys {
         signer: Signer,
         data: Vec<DataKey>,
     ) -> Result<Self> {
-        let rising = data.iter().zip(data.iter().skip(1)).all(|(older, newer)| older.epoch < newer.epoch);
+        let rising = data.iter().zip(data.iter().skip(1)).all(|(older, newer)| older.epoch < newer.epoch)
+            && data.first().is_some_and(|key| key.epoch >= FIRST_EPOCH);
         let latest = data.last().map(|key| (key.epoch, key.public));
         match latest {
             Some(latest) if rising => Ok(Keys { repo, id_key, structure, authority, signer, data, latest }),
@@ -310,6 +311,7 @@ mod tests {
             (map(&full).with("id_key", &[7; 31]), Kind::Corrupt),
             (map(&full).with("data", Vec::<Value>::new()), Kind::Corrupt),
             (map(&full).with("data", vec![Value::Null]), Kind::Corrupt),
+            (map(&full).with("data", vec![epoch(0, public.as_bytes(), private)]), Kind::Corrupt),
             (map(&full).with("data", twice), Kind::Corrupt),
             (map(&full).with("data", vec![epoch(1, public.as_bytes(), &[7; 32])]), Kind::Corrupt),
             (map(&full).with("data", vec![epoch(1, &[7; 32], private)]), Kind::Corrupt),

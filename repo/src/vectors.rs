@@ -288,6 +288,7 @@ fn golden_slots() {
         assert_eq!(opened.encode().unwrap(), bundle.encode().unwrap());
         let summary = summarise(slot, &stored).unwrap();
         assert_eq!((&summary.kind, &summary.label, summary.created), (&kind, &label, created()));
+        assert_eq!(summary.full, bundle.is_full());
         let options = SlotOptions { label, created: created(), cost };
         let entropy = Scripted::new(&bytes(case, "salt"));
         assert_eq!(seal_slot(&bundle, &credential, slot, &options, &entropy).unwrap(), stored);
