@@ -25,8 +25,8 @@ use crate::id::{PackUid, RepoId, SignerId};
 use crate::index_delta::{IndexDelta, PackEntries};
 use crate::location::{IndexKey, Location, PackKind, Stored};
 use rocksdb::{
-    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBRawIterator,
-    FlushOptions, LogLevel, Options, ReadOptions, SliceTransform, WriteBatch, WriteOptions,
+    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompactionStyle,
+    DBRawIterator, FlushOptions, LogLevel, Options, ReadOptions, SliceTransform, WriteBatch, WriteOptions,
 };
 use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
@@ -509,6 +509,10 @@ fn family_options(name: &str, cache: &Cache, budget: MemoryBudget) -> Options {
         options.set_memtable_prefix_bloom_ratio(0.1);
         blocks.set_whole_key_filtering(false);
         options.set_write_buffer_size(budget.write_buffers / 2);
+    } else {
+        // Their keys come in order, in a few rows per flush: levelled compaction would only move such files down and never
+        // join them.
+        options.set_compaction_style(DBCompactionStyle::Universal);
     }
     options.set_block_based_table_factory(&blocks);
     // Ids are random bytes: nothing compresses.
