@@ -22,7 +22,7 @@ pub const FANOUT: u64 = 256;
 /// Largest raw node accepted, in bytes. A leaf of a 64 MiB window with a chunk a block stays below it.
 pub const NODE_MAX: u32 = 1 << 20;
 
-const HEADER: usize = 16;
+const HEADER: usize = 8;
 const LEAF: u8 = 1;
 const INNER: u8 = 2;
 const VERSION: u8 = 1;
@@ -177,17 +177,18 @@ impl Node {
         let level = r.u8()?;
         let reserved = r.u8()?;
         let n = r.u32()?;
-        let packs = r.u32()?;
-        let reserved2 = r.u32()?;
         if version != VERSION {
-            return Err(Error::new(Kind::Unsupported, format!("a disk-map node of version {version}; use a newer coffer")));
+            return Err(Error::new(
+                Kind::Unsupported,
+                format!("a disk-map node of version {version}; use a newer coffer"),
+            ));
         }
-        if reserved != 0 || reserved2 != 0 || n == 0 {
+        if reserved != 0 || n == 0 {
             return Err(damaged("its header"));
         }
         let node = match kind {
-            LEAF if level == 0 => Node::Leaf(decode_leaf(&mut r, n, packs, window)?),
-            INNER if level > 0 && packs == 0 => Node::Inner(decode_inner(&mut r, n, level)?),
+            LEAF if level == 0 => Node::Leaf(decode_leaf(&mut r, n, window)?),
+            INNER if level > 0 => Node::Inner(decode_inner(&mut r, n, level)?),
             _ => return Err(damaged("its type")),
         };
         if !r.0.is_empty() {
@@ -197,18 +198,15 @@ impl Node {
     }
 }
 
-/// The part of a node's raw bytes that its id hashes: everything but the hints. Two slices, to be hashed one after the other.
-pub fn identity(raw: &[u8]) -> Result<[&[u8]; 2]> {
+/// The part of a node's raw bytes that its id hashes: everything but the hints.
+pub fn identity(raw: &[u8]) -> Result<&[u8]> {
     let mut r = Bytes(raw);
     let kind = r.u8()?;
     let _ = r.take(3)?;
     let n = r.u32()? as usize;
     let each = if kind == LEAF { LEAF_IDENTITY } else { INNER_IDENTITY };
-    let end = n.checked_mul(each).and_then(|l| l.checked_add(HEADER)).ok_or_else(|| damaged("its length"))?;
-    match (raw.get(..8), raw.get(HEADER..end)) {
-        (Some(head), Some(section)) => Ok([head, section]),
-        _ => Err(damaged("its length")),
-    }
+    let end = n.checked_mul(each).and_then(|l| l.checked_add(HEADER));
+    end.and_then(|end| raw.get(..end)).ok_or_else(|| damaged("its length"))
 }
 
 /// How windows and levels divide a disk.
@@ -236,6 +234,12 @@ impl Geometry {
             level += 1;
         }
         level
+    }
+
+    /// Number of windows that a node of `level` covers.
+    #[must_use]
+    pub fn windows_of_level(&self, level: u8) -> u64 {
+        1u64.checked_shl(8 * u32::from(level)).unwrap_or(u64::MAX)
     }
 
     /// The slot of window `window` in its ancestor of `level` (1 and more).
@@ -270,7 +274,7 @@ fn encode_leaf(leaf: &Leaf) -> Result<Vec<u8>> {
             LeafContent::Unreadable => hints.extend_from_slice(&[0; LEAF_HINT]),
         }
     }
-    let mut out = header(LEAF, 0, leaf.entries.len(), packs.len())?;
+    let mut out = header(LEAF, 0, leaf.entries.len())?;
     for entry in &leaf.entries {
         out.extend_from_slice(&entry.start.to_le_bytes());
         out.extend_from_slice(&entry.blocks.to_le_bytes());
@@ -285,6 +289,7 @@ fn encode_leaf(leaf: &Leaf) -> Result<Vec<u8>> {
             }
         }
     }
+    out.extend_from_slice(&u32::try_from(packs.len()).map_err(|_| too_many())?.to_le_bytes());
     for pack in &packs {
         out.extend_from_slice(&pack.0);
     }
@@ -293,7 +298,7 @@ fn encode_leaf(leaf: &Leaf) -> Result<Vec<u8>> {
 }
 
 fn encode_inner(inner: &Inner) -> Result<Vec<u8>> {
-    let mut out = header(INNER, inner.level, inner.children.len(), 0)?;
+    let mut out = header(INNER, inner.level, inner.children.len())?;
     for child in &inner.children {
         out.push(child.slot);
         out.extend_from_slice(&child.id.0);
@@ -307,17 +312,16 @@ fn encode_inner(inner: &Inner) -> Result<Vec<u8>> {
     Ok(out)
 }
 
-fn header(kind: u8, level: u8, n: usize, packs: usize) -> Result<Vec<u8>> {
-    let count = |x: usize| u32::try_from(x).map_err(|_| Error::internal("a disk-map node with more than 2^32 entries"));
+fn header(kind: u8, level: u8, n: usize) -> Result<Vec<u8>> {
+    let n = u32::try_from(n).map_err(|_| Error::internal("a disk-map node with more than 2^32 entries"))?;
     let mut out = vec![kind, VERSION, level, 0];
-    out.extend_from_slice(&count(n)?.to_le_bytes());
-    out.extend_from_slice(&count(packs)?.to_le_bytes());
-    out.extend_from_slice(&[0; 4]);
+    out.extend_from_slice(&n.to_le_bytes());
     Ok(out)
 }
 
-fn decode_leaf(r: &mut Bytes<'_>, n: u32, packs: u32, window: u64) -> Result<Leaf> {
+fn decode_leaf(r: &mut Bytes<'_>, n: u32, window: u64) -> Result<Leaf> {
     let identities = r.array(n, LEAF_IDENTITY)?;
+    let packs = r.u32()?;
     let table = r.array(packs, PackUid::LEN)?;
     let hints = r.array(n, LEAF_HINT)?;
     let window_blocks = window / u64::from(BLOCK);
@@ -338,7 +342,9 @@ fn decode_leaf(r: &mut Bytes<'_>, n: u32, packs: u32, window: u64) -> Result<Lea
                 let uid = table.get(at..at + PackUid::LEN).ok_or_else(|| damaged("its pack table"))?;
                 LeafContent::Chunk { id, hint: Hint { pack: PackUid::from_slice(uid)?, offset, stored_len } }
             }
-            UNREADABLE if id == ChunkId::default() && (pack, offset, stored_len) == (0, 0, 0) => LeafContent::Unreadable,
+            UNREADABLE if id == ChunkId::default() && (pack, offset, stored_len) == (0, 0, 0) => {
+                LeafContent::Unreadable
+            }
             _ => return Err(damaged("an entry's type")),
         };
         entries.push(LeafEntry { start, blocks, content });
@@ -409,8 +415,8 @@ mod tests {
     const WINDOW: u64 = 16 << 20;
 
     fn leaf_strategy() -> impl Strategy<Value = Leaf> {
-        proptest::collection::vec((0u16..40, 1u16..64, any::<[u8; 32]>(), 0u8..5, any::<u32>(), any::<u32>()), 1..60).prop_map(
-            |runs| {
+        proptest::collection::vec((0u16..40, 1u16..64, any::<[u8; 32]>(), 0u8..5, any::<u32>(), any::<u32>()), 1..60)
+            .prop_map(|runs| {
                 let mut at = 0u16;
                 let mut entries = Vec::new();
                 for (gap, blocks, id, pack, offset, stored_len) in runs {
@@ -422,7 +428,10 @@ mod tests {
                     let content = if pack == 4 {
                         LeafContent::Unreadable
                     } else {
-                        LeafContent::Chunk { id: ChunkId(id), hint: Hint { pack: PackUid([pack; 16]), offset, stored_len } }
+                        LeafContent::Chunk {
+                            id: ChunkId(id),
+                            hint: Hint { pack: PackUid([pack; 16]), offset, stored_len },
+                        }
                     };
                     entries.push(LeafEntry { start, blocks, content });
                 }
@@ -430,21 +439,22 @@ mod tests {
                     entries.push(LeafEntry { start: 0, blocks: 1, content: LeafContent::Unreadable });
                 }
                 Leaf { entries }
-            },
-        )
+            })
     }
 
     fn inner_strategy() -> impl Strategy<Value = Inner> {
-        (1u8..8, proptest::collection::btree_map(any::<u8>(), (any::<[u8; 32]>(), any::<[u8; 16]>(), any::<u32>()), 1..256)).prop_map(
-            |(level, slots)| {
+        (
+            1u8..8,
+            proptest::collection::btree_map(any::<u8>(), (any::<[u8; 32]>(), any::<[u8; 16]>(), any::<u32>()), 1..256),
+        )
+            .prop_map(|(level, slots)| {
                 let child = |(slot, (id, pack, offset))| Child {
                     slot,
                     id: NodeId(id),
                     hint: Location { pack: PackUid(pack), offset, stored_len: 100, raw_len: 300 },
                 };
                 Inner { level, children: slots.into_iter().map(child).collect() }
-            },
-        )
+            })
     }
 
     proptest! {
@@ -484,7 +494,10 @@ mod tests {
     #[test]
     fn geometry_finds_levels_and_slots() {
         let g = Geometry { window: WINDOW };
-        assert_eq!([0, 1, WINDOW, WINDOW + 1, 256 * WINDOW, 256 * WINDOW + 1].map(|s| g.root_level(s)), [0, 0, 0, 1, 1, 2]);
+        assert_eq!(
+            [0, 1, WINDOW, WINDOW + 1, 256 * WINDOW, 256 * WINDOW + 1].map(|s| g.root_level(s)),
+            [0, 0, 0, 1, 1, 2]
+        );
         assert_eq!(g.root_level(64 << 40), 3);
         assert_eq!(g.root_level(u64::MAX), 5);
         let window = 0x01_02_03_04;

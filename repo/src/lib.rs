@@ -1,13 +1,16 @@
 //! Coffer's repository: see `ARCHITECTURE.md` and `repo/FORMAT.md`.
 
 pub mod backend;
+mod cache;
 pub mod cancel;
+pub mod catalog;
 pub mod cbor;
 pub mod certificate;
 pub mod chunker;
 pub mod crypto;
 mod cursor;
 pub mod descriptor;
+pub mod disk_map;
 pub mod entropy;
 pub mod error;
 pub mod features;
@@ -18,11 +21,20 @@ pub mod index_delta;
 pub mod key_slot;
 pub mod keys;
 pub mod location;
+mod nodes;
 pub mod pack;
+pub mod point;
+pub mod reader;
+pub mod repository;
 pub mod seal;
 pub mod sealed;
+mod session;
+pub mod snapshot;
 pub mod time;
+mod tree;
 pub mod window;
+#[cfg(feature = "index")]
+pub mod writer;
 pub mod zero;
 
 pub use error::{Error, Kind, Result};

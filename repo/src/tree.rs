@@ -10,13 +10,13 @@ use crate::location::Location;
 
 /// A node as the level above refers to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Stored {
+pub(crate) struct Placed {
     pub(crate) id: NodeId,
     pub(crate) at: Location,
 }
 
 /// Stores a node's raw bytes, or finds them stored, and says where.
-pub(crate) type Store<'a> = dyn FnMut(&[u8]) -> Result<Stored> + 'a;
+pub(crate) type Store<'a> = dyn FnMut(&[u8]) -> Result<Placed> + 'a;
 
 /// The tree under construction.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ impl TreeBuilder {
     }
 
     /// Adds the leaf of `window`; windows left out are zero. Windows come in rising order. `raw` is the leaf's raw bytes.
-    pub(crate) fn push(&mut self, window: u64, leaf: Stored, raw: &[u8], store: &mut Store<'_>) -> Result<()> {
+    pub(crate) fn push(&mut self, window: u64, leaf: Placed, raw: &[u8], store: &mut Store<'_>) -> Result<()> {
         if window < self.next_window {
             return Err(Error::internal(format!("window {window} came after window {}", self.next_window)));
         }
@@ -73,7 +73,7 @@ impl TreeBuilder {
     }
 
     /// Puts `child`, the `index`-th node of `level - 1`, into the open node of `level`.
-    fn add(&mut self, level: u8, index: u64, child: Stored, store: &mut Store<'_>) -> Result<()> {
+    fn add(&mut self, level: u8, index: u64, child: Placed, store: &mut Store<'_>) -> Result<()> {
         let depth = usize::from(level - 1);
         let parent = index >> 8;
         match self.open.get(depth) {
@@ -121,12 +121,15 @@ mod tests {
             let offset = u32::try_from(nodes.len()).unwrap() + 1_000_000;
             nodes.insert(offset, raw.to_vec());
             let at = Location { pack: PackUid::default(), offset, stored_len: 20, raw_len: 10 };
-            Ok(Stored { id: NodeId(*blake3::hash(raw).as_bytes()), at })
+            Ok(Placed { id: NodeId(*blake3::hash(raw).as_bytes()), at })
         };
         let mut tree = TreeBuilder::new(GEOMETRY);
         for w in windows {
             let offset = u32::try_from(*w).unwrap_or(u32::MAX);
-            let leaf = Stored { id: NodeId([1; 32]), at: Location { pack: PackUid::default(), offset, stored_len: 9, raw_len: 9 } };
+            let leaf = Placed {
+                id: NodeId([1; 32]),
+                at: Location { pack: PackUid::default(), offset, stored_len: 9, raw_len: 9 },
+            };
             tree.push(*w, leaf, &w.to_le_bytes(), &mut store).unwrap();
         }
         let root = tree.finish(size, &mut store).unwrap();
@@ -170,7 +173,10 @@ mod tests {
     #[test]
     fn disorder_is_refused() {
         let mut tree = TreeBuilder::new(GEOMETRY);
-        let leaf = Stored { id: NodeId::default(), at: Location { pack: PackUid::default(), offset: 0, stored_len: 0, raw_len: 0 } };
+        let leaf = Placed {
+            id: NodeId::default(),
+            at: Location { pack: PackUid::default(), offset: 0, stored_len: 0, raw_len: 0 },
+        };
         let mut store = |_: &[u8]| Ok(leaf);
         tree.push(5, leaf, &[], &mut store).unwrap();
         assert!(tree.push(5, leaf, &[], &mut store).is_err());
