@@ -263,9 +263,10 @@ impl Store {
         self.db.flush_cfs_opt(&families, &options).map_err(|e| self.report("flushing the index", e))
     }
 
-    /// Lets a view see what its owner has flushed.
+    /// Lets a view see what its owner has flushed. That it fails says nothing about the database, whose owner may be
+    /// replacing it.
     pub(super) fn catch_up(&self) -> Result<()> {
-        self.db.try_catch_up_with_primary().map_err(|e| self.report("following the index's owner", e))
+        self.db.try_catch_up_with_primary().map_err(|e| failed("following the index's owner", e))
     }
 
     /// A batch with the packs' entries, of which all but the last [`BATCH_ENTRIES`] are written already, and the packs' rows.
@@ -416,6 +417,11 @@ impl Rows<'_> {
     fn next(&mut self) {
         self.iterator.next();
     }
+}
+
+/// What tells the database at `path` from another one that takes its place; `None` while there is none.
+pub(super) fn identity(path: &Path) -> Option<Vec<u8>> {
+    std::fs::read(path.join("IDENTITY")).ok()
 }
 
 fn place_family(kind: PackKind) -> &'static str {
