@@ -1,0 +1,41 @@
+//! The proof of a restore: the target, read back, holds what the device holds.
+//!
+//! Not here: making what was written durable, and getting it out of caches; the target does that. What holds: every byte
+//! is compared; holes on both sides are compared as holes.
+
+use crate::restore::{RestoreOptions, RestoreProgress};
+use crate::source::{Content, RandomDisk};
+use crate::transfer::{BATCH, SLICE, device_runs, read_runs};
+use crate::{Error, Result, crew, runs};
+use coffer_gateway::device::BlockDevice;
+use coffer_repo::cancel::Cancel;
+use std::sync::atomic::Ordering;
+
+/// Compares `target` with all of `device`. The first difference found is `Corrupt`, with its offset.
+pub(crate) fn compare(
+    device: &dyn BlockDevice,
+    target: &dyn RandomDisk,
+    options: &RestoreOptions,
+    progress: &RestoreProgress,
+    cancel: &Cancel,
+) -> Result<()> {
+    let size = device.size();
+    crew::work(options.workers, size.div_ceil(SLICE), |number, wanted| {
+        cancel.check()?;
+        let slice = number * SLICE..((number + 1) * SLICE).min(size);
+        let runs = device_runs(device, &slice)?;
+        let found = runs::cover(&slice, |rest| target.extents(rest, BATCH), |extent| &extent.range)?;
+        let is_hole = runs.is_empty() && found.iter().all(|extent| extent.content == Content::Zero);
+        if !is_hole {
+            read_runs(device, &runs, &slice, wanted)?;
+            let mut got = vec![0; wanted.len()];
+            target.read_at(slice.start, &mut got)?;
+            if let Some(at) = wanted.iter().zip(&got).position(|(a, b)| a != b) {
+                let offset = slice.start + at as u64;
+                return Err(Error::corrupt(format!("the target differs from the snapshot at byte {offset}")));
+            }
+        }
+        progress.verified.fetch_add(slice.end - slice.start, Ordering::Relaxed);
+        Ok(())
+    })
+}
