@@ -72,10 +72,9 @@ impl Checkpoint {
         let done = rest.strip_prefix("done ").and_then(|rest| parse_hex(rest.strip_suffix('\n')?));
         match done.filter(|done| done.len() as u64 == bytes) {
             Some(done) => Ok(Some(Checkpoint { path, header, done })),
-            None => Err(Error::corrupt(format!(
-                "{} is damaged; delete it and restore anew with --force",
-                path.display()
-            ))),
+            None => {
+                Err(Error::corrupt(format!("{} is damaged; delete it and restore anew with --force", path.display())))
+            }
         }
     }
 
@@ -119,9 +118,7 @@ fn bit(piece: u64) -> u8 {
 
 fn header(key: &Key<'_>) -> String {
     let Key { snapshot, disk, size, format, file: (device, inode) } = key;
-    format!(
-        "coffer restore 1\nsnapshot {snapshot}\ndisk {disk}\nsize {size}\nformat {format}\nfile {device} {inode}\n"
-    )
+    format!("coffer restore 1\nsnapshot {snapshot}\ndisk {disk}\nsize {size}\nformat {format}\nfile {device} {inode}\n")
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -129,7 +126,8 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn parse_hex(text: &str) -> Option<Vec<u8>> {
-    let digits: Vec<u8> = text.chars().map(|c| c.to_digit(16).and_then(|d| u8::try_from(d).ok())).collect::<Option<_>>()?;
+    let digits: Vec<u8> =
+        text.chars().map(|c| c.to_digit(16).and_then(|d| u8::try_from(d).ok())).collect::<Option<_>>()?;
     digits.chunks(2).map(|pair| if let [high, low] = pair { Some(high << 4 | low) } else { None }).collect()
 }
 
@@ -174,7 +172,9 @@ mod tests {
         Checkpoint::begin(&target, &key(2)).unwrap();
         let path = Checkpoint::path_beside(&target);
         let whole = std::fs::read_to_string(&path).unwrap();
-        for damaged in [&whole[..whole.len() - 1], &whole.replace("done 0", "done x"), &whole.replace("done 00", "done ")] {
+        for damaged in
+            [&whole[..whole.len() - 1], &whole.replace("done 0", "done x"), &whole.replace("done 00", "done ")]
+        {
             std::fs::write(&path, damaged).unwrap();
             let error = Checkpoint::resume(&target, &key(2)).map(|_| ()).unwrap_err();
             assert!(error.to_string().contains("--force"), "{error}");

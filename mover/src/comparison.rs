@@ -39,3 +39,39 @@ pub(crate) fn compare(
         Ok(())
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::FileDisk;
+    use coffer_gateway::{Durability, MemoryDevice};
+    use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn one_wrong_byte_anywhere_is_found() {
+        let size = 3 * SLICE + 77;
+        let device = MemoryDevice::new(size);
+        device.write_at(SLICE + 10, &[5; 100_000], Durability::Cached).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(size).unwrap();
+        file.write_all_at(&[5; 100_000], SLICE + 10).unwrap();
+        let compare = || {
+            let progress = RestoreProgress::default();
+            let target = FileDisk::new(file.try_clone().unwrap());
+            let options = RestoreOptions::default();
+            compare(&device, &target, &options, &progress, &Cancel::default())?;
+            Ok::<u64, Error>(progress.verified.load(Ordering::Relaxed))
+        };
+        assert_eq!(compare().unwrap(), size);
+        // Where the device has bytes, where it has a hole, and at the very end.
+        for at in [SLICE + 5000, 2 * SLICE + 1, size - 1] {
+            let mut right = [0];
+            file.read_exact_at(&mut right, at).unwrap();
+            file.write_all_at(&[right[0] ^ 0x10], at).unwrap();
+            let error = compare().unwrap_err();
+            assert_eq!(error.kind(), crate::Kind::Corrupt);
+            assert!(error.to_string().ends_with(&format!("at byte {at}")), "{error}");
+            file.write_all_at(&right, at).unwrap();
+        }
+    }
+}

@@ -103,10 +103,9 @@ impl FromStr for ImageFormat {
 
     fn from_str(text: &str) -> Result<Self> {
         use ImageFormat::{Qcow2, Raw, Vdi, Vhdx, Vmdk};
-        [Raw, Qcow2, Vmdk, Vhdx, Vdi]
-            .into_iter()
-            .find(|format| format.name() == text)
-            .ok_or_else(|| Error::invalid(format!("'{text}' is not an image format: raw, qcow2, vmdk, vhdx or vdi are")))
+        [Raw, Qcow2, Vmdk, Vhdx, Vdi].into_iter().find(|format| format.name() == text).ok_or_else(|| {
+            Error::invalid(format!("'{text}' is not an image format: raw, qcow2, vmdk, vhdx or vdi are"))
+        })
     }
 }
 

@@ -91,7 +91,8 @@ fn is_name_byte(byte: u8) -> bool {
 }
 
 fn check_name(name: &str) -> Result<()> {
-    let fits = !name.is_empty() && name.len() <= LONGEST_NAME && !name.starts_with('.') && name.bytes().all(is_name_byte);
+    let fits =
+        !name.is_empty() && name.len() <= LONGEST_NAME && !name.starts_with('.') && name.bytes().all(is_name_byte);
     if fits {
         return Ok(());
     }

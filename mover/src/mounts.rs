@@ -51,11 +51,7 @@ fn parse_number(text: &str) -> Option<Dev> {
 /// The first line of a mountinfo table that mounts one of `devices` from a writable file system.
 ///
 /// A line: `36 35 98:0 /root /mount/point rw,noatime master:1 - ext4 /dev/root rw,errors=continue`.
-fn find_writable(
-    table: &str,
-    devices: &BTreeSet<Dev>,
-    number_of: impl Fn(&Path) -> Option<Dev>,
-) -> Option<PathBuf> {
+fn find_writable(table: &str, devices: &BTreeSet<Dev>, number_of: impl Fn(&Path) -> Option<Dev>) -> Option<PathBuf> {
     table.lines().find_map(|line| {
         let (left, right) = line.split_once(" - ")?;
         let mut left = left.split(' ').skip(2);

@@ -93,3 +93,90 @@ fn differs(disk: &dyn RandomDisk, parent: &dyn BlockDevice, range: &Range<u64>) 
     parent.read_at(range.start, &mut then)?;
     Ok(now != then)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Kind;
+    use crate::source::{ReadFault, SourceExtent};
+    use coffer_gateway::{Durability, Faults, FaultyDevice, MemoryDevice};
+    use coffer_repo::entropy::Seeded;
+    use std::sync::Arc;
+
+    const MIB: u64 = 1 << 20;
+
+    /// A disk of which every second MiB is called unchanged.
+    struct HalfUnchanged(MemoryDevice);
+
+    impl RandomDisk for HalfUnchanged {
+        fn size(&self) -> Result<u64> {
+            Ok(self.0.size())
+        }
+
+        fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<(), ReadFault> {
+            assert!(offset / MIB % 2 == 1 && (offset + out.len() as u64 - 1) / MIB == offset / MIB, "it changed");
+            self.0.read_at(offset, out).map_err(ReadFault::Source)
+        }
+
+        fn extents(&self, range: Range<u64>, max: usize) -> Result<Vec<SourceExtent>> {
+            let mut found = Vec::new();
+            let mut at = range.start;
+            while at < range.end && found.len() < max.min(3) {
+                let end = ((at / MIB + 1) * MIB).min(range.end);
+                let content = if at / MIB % 2 == 1 { Content::Unchanged } else { Content::Bytes };
+                found.push(SourceExtent { range: at..end, content });
+                at = end;
+            }
+            Ok(found)
+        }
+    }
+
+    fn disk(size: u64, written: &[u64]) -> MemoryDevice {
+        let device = MemoryDevice::new(size);
+        written.iter().for_each(|&at| device.write_at(at, &[1], Durability::Cached).unwrap());
+        device
+    }
+
+    fn check(now: &[u64], then: MemoryDevice, places: usize, seed: u64) -> Option<Range<u64>> {
+        let now = HalfUnchanged(disk(9 * MIB + 5000, now));
+        first_difference(&now, &then, places, &Seeded::new(seed), &Cancel::default()).unwrap()
+    }
+
+    #[test]
+    fn a_difference_is_found_when_its_place_is_chosen_and_only_there() {
+        let size = 9 * MIB + 5000;
+        // What changed is not compared.
+        assert_eq!(check(&[4 * MIB], disk(size, &[]), 1000, 1), None);
+        // All places: the difference is found, with its range.
+        assert_eq!(check(&[3 * MIB + 70_000], disk(size, &[]), 1000, 1), Some(3 * MIB + PLACE..3 * MIB + 2 * PLACE));
+        // The last place of the disk is shorter and can be chosen too.
+        assert_eq!(check(&[size - 1], disk(size, &[]), 1000, 1), Some(9 * MIB..size));
+        // A parent that was shorter cannot know it.
+        assert_eq!(check(&[], disk(9 * MIB, &[]), 1000, 1), Some(9 * MIB..size));
+        // What the parent could not read says nothing.
+        let lost = Faults { unreadable: vec![3 * MIB..4 * MIB], ..Faults::default() };
+        let parent = FaultyDevice::new(Arc::new(disk(size, &[])), lost);
+        let now = HalfUnchanged(disk(size, &[3 * MIB]));
+        assert_eq!(first_difference(&now, &parent, 1000, &Seeded::new(1), &Cancel::default()).unwrap(), None);
+    }
+
+    #[test]
+    fn the_choice_is_the_entropys_alone_and_reaches_every_place() {
+        let size = 9 * MIB + 5000;
+        let found: Vec<bool> = (0..400).map(|seed| check(&[5 * MIB], disk(size, &[]), 4, seed).is_some()).collect();
+        let again: Vec<bool> = (0..400).map(|seed| check(&[5 * MIB], disk(size, &[]), 4, seed).is_some()).collect();
+        assert_eq!(found, again);
+        // Four of 65 places: one run in sixteen or so.
+        let hits = found.iter().filter(|&&hit| hit).count();
+        assert!((8..60).contains(&hits), "{hits} of 400");
+    }
+
+    #[test]
+    fn a_cancelled_check_ends() {
+        let cancel = Cancel::default();
+        cancel.cancel();
+        let now = HalfUnchanged(disk(9 * MIB, &[]));
+        let error = first_difference(&now, &disk(9 * MIB, &[]), 4, &Seeded::new(1), &cancel).unwrap_err();
+        assert_eq!(error.kind(), Kind::Cancelled);
+    }
+}

@@ -276,3 +276,88 @@ impl Drop for Ending<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::RandomDisk;
+    use coffer_gateway::{Durability, MemoryDevice};
+
+    const SIZE: u64 = 20 * SLICE + 1000;
+
+    /// Keeps what it is given in order, and fails or cancels at a byte.
+    struct Pipe {
+        kept: Mutex<Vec<u8>>,
+        breaks_at: u64,
+        cancel: Option<Cancel>,
+    }
+
+    impl DiskTarget for Pipe {
+        fn order(&self) -> Order {
+            Order::Ascending
+        }
+
+        fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+            let mut kept = self.kept.lock().unwrap();
+            assert_eq!(kept.len() as u64, offset, "out of order");
+            kept.extend_from_slice(bytes);
+            if kept.len() as u64 > self.breaks_at {
+                let Some(cancel) = &self.cancel else { return Err(Error::new(Kind::Full, "the pipe broke")) };
+                cancel.cancel();
+            }
+            Ok(())
+        }
+
+        fn zero(&self, _range: Range<u64>) -> Result<()> {
+            Err(Error::internal("a stream is given bytes"))
+        }
+
+        fn sync(&self) -> Result<()> {
+            Ok(())
+        }
+
+        fn read_back(&self) -> Result<Box<dyn RandomDisk + '_>> {
+            Err(Error::internal("not read"))
+        }
+
+        fn finish(self: Box<Self>) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    fn device() -> (MemoryDevice, Vec<u8>) {
+        let device = MemoryDevice::new(SIZE);
+        let mut want = vec![0; usize::try_from(SIZE).unwrap()];
+        for (at, length) in [(100, 50_000), (3 * SLICE - 10, 20), (7 * SLICE, 2 * SLICE), (SIZE - 1, 1)] {
+            let bytes: Vec<u8> = (0..length).map(|i| u8::try_from(i % 250 + 1).unwrap()).collect();
+            device.write_at(at, &bytes, Durability::Cached).unwrap();
+            let at = usize::try_from(at).unwrap();
+            want[at..at + bytes.len()].copy_from_slice(&bytes);
+        }
+        (device, want)
+    }
+
+    fn run(pipe: &Pipe, cancel: &Cancel) -> Result<()> {
+        let (device, _) = device();
+        let options = RestoreOptions { workers: 5, ..RestoreOptions::default() };
+        let progress = RestoreProgress::default();
+        Transfer { device: &device, target: pipe, options: &options, progress: &progress, cancel }.run(None).map(|_| ())
+    }
+
+    #[test]
+    fn a_stream_gets_every_byte_in_order_from_several_threads() {
+        let pipe = Pipe { kept: Mutex::default(), breaks_at: u64::MAX, cancel: None };
+        run(&pipe, &Cancel::default()).unwrap();
+        assert!(*pipe.kept.lock().unwrap() == device().1, "the stream differs");
+    }
+
+    #[test]
+    fn a_broken_or_cancelled_stream_ends_all_workers() {
+        let broken = Pipe { kept: Mutex::default(), breaks_at: 9 * SLICE, cancel: None };
+        assert_eq!(run(&broken, &Cancel::default()).unwrap_err().context(), "the pipe broke");
+
+        let cancel = Cancel::default();
+        let pipe = Pipe { kept: Mutex::default(), breaks_at: 2 * SLICE, cancel: Some(cancel.clone()) };
+        assert_eq!(run(&pipe, &cancel).unwrap_err().kind(), Kind::Cancelled);
+    }
+}

@@ -186,7 +186,8 @@ impl<'a> WindowFeed<'a> {
         if lost.is_empty() {
             return Ok(());
         }
-        let within = |at: u64| u32::try_from(at - window_range.start).map_err(|_| Error::internal("a window beyond 4 GiB"));
+        let within =
+            |at: u64| u32::try_from(at - window_range.start).map_err(|_| Error::internal("a window beyond 4 GiB"));
         let mut all = lock(&self.unreadable)?;
         for range in lost {
             window.unreadable.push(within(range.start)?..within(range.end)?);

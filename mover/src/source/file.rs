@@ -44,7 +44,8 @@ pub(super) fn open(disk: String, path: &Path, options: &SourceOptions) -> Result
     let mut block_size = 512;
     if metadata.file_type().is_block_device() {
         warnings.extend(check_mounts(metadata.rdev(), options.live)?);
-        block_size = rustix::fs::ioctl_blksszget(&file).map_err(|e| Error::io("asking for its block size", e.into()))?;
+        block_size =
+            rustix::fs::ioctl_blksszget(&file).map_err(|e| Error::io("asking for its block size", e.into()))?;
     } else if !metadata.is_file() {
         return Err(Error::invalid("it is neither a file nor a block device; a pipe is read as -"));
     }
@@ -113,12 +114,13 @@ impl FileDisk {
         FileDisk { file }
     }
 
-    /// Where the next byte at or after `offset` is that is data (or in a hole), within `end`. Seeking moves a position that
-    /// nobody uses: all reads here say where they read.
-    fn seek(&self, to: SeekFrom, end: u64) -> Result<u64> {
+    /// Where the data or the hole begins that `to` asks for, at most `end`; `unknown` where the kernel keeps no holes, as of a
+    /// block device. Seeking moves a position that nobody uses: all reads here say where they read.
+    fn seek(&self, to: SeekFrom, end: u64, unknown: u64) -> Result<u64> {
         match rustix::fs::seek(&self.file, to) {
             Ok(at) => Ok(at.min(end)),
             Err(Errno::NXIO) => Ok(end),
+            Err(Errno::INVAL) => Ok(unknown),
             Err(e) => Err(Error::io("asking for holes", e.into())),
         }
     }
@@ -152,12 +154,12 @@ impl RandomDisk for FileDisk {
         let mut found = Vec::new();
         let mut at = range.start;
         while at < range.end && found.len() < max {
-            let data = self.seek(SeekFrom::Data(at), range.end)?;
+            let data = self.seek(SeekFrom::Data(at), range.end, at)?;
             let (end, content) = if data > at {
                 (data, Content::Zero)
             } else {
                 // A file system that punches a hole between the two calls leaves an empty stretch: read at least a byte.
-                (self.seek(SeekFrom::Hole(at), range.end)?.max(at + 1), Content::Bytes)
+                (self.seek(SeekFrom::Hole(at), range.end, range.end)?.max(at + 1), Content::Bytes)
             };
             found.push(SourceExtent { range: at..end, content });
             at = end;
@@ -188,7 +190,8 @@ mod tests {
         let disk = FileDisk::new(file.try_clone().unwrap());
         assert_eq!(disk.size().unwrap(), 1 << 20);
         let extents = disk.extents(0..1 << 20, 100).unwrap();
-        let holes: u64 = extents.iter().filter(|e| e.content == Content::Zero).map(|e| e.range.end - e.range.start).sum();
+        let holes: u64 =
+            extents.iter().filter(|e| e.content == Content::Zero).map(|e| e.range.end - e.range.start).sum();
         assert!(holes >= (1 << 20) - (128 << 10), "{extents:?}");
         assert_eq!(disk.extents(0..1 << 20, 1).unwrap().len(), 1);
 

@@ -56,7 +56,8 @@ impl WindowSource for StreamFeed<'_> {
         let length = (&mut state.bytes)
             .take(wanted)
             .read_to_end(&mut window.bytes)
-            .map_err(|e| Error::io(format!("reading disk {} after byte {start}", self.name), e))? as u64;
+            .map_err(|e| Error::io(format!("reading disk {} after byte {start}", self.name), e))?
+            as u64;
         state.read += length;
         state.ended = length < wanted;
         if state.read == 0 {

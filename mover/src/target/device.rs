@@ -31,7 +31,8 @@ impl DeviceTarget {
         let opened = OpenOptions::new().read(true).write(true).custom_flags(exclusive).open(path);
         let file = opened.map_err(|e| {
             if e.kind() == std::io::ErrorKind::ResourceBusy {
-                let context = "the device is in use: it, or a partition of it, is mounted, swapped to or part of a volume";
+                let context =
+                    "the device is in use: it, or a partition of it, is mounted, swapped to or part of a volume";
                 return Error::new(Kind::Locked, context).with_source(e);
             }
             Error::io("opening it for writing", e)
