@@ -11,7 +11,7 @@
 //! socket, later a hypervisor's job) ends when its value is dropped; memory is bounded by windows and slices times workers,
 //! whatever the disk's size; bytes that could not be read are never passed off as zeroes.
 
-//BACKUP pub mod backup;
+pub mod backup;
 pub mod image_format;
 pub mod location;
 pub mod range_list;

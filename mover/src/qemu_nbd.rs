@@ -13,6 +13,7 @@ use crate::{Error, Kind, Result};
 use coffer_gateway::nbd::{ClientOptions, NbdClient, NbdUri, Place};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -89,6 +90,8 @@ impl QemuNbd {
             Purpose::Writing => command.args(["--discard=unmap", "--cache=writeback"]),
         };
         command.arg(absolute(image)?).stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
+        // In a group of its own: a Ctrl-C is for this process, which ends the child in order.
+        command.process_group(0);
         let child = command.spawn().map_err(|e| cannot_run("qemu-nbd", e))?;
         let mut qemu = QemuNbd { child, errors, _folder: folder };
         let client = qemu.connect(&NbdUri { place: Place::Unix(socket), export: String::new() })?;

@@ -70,8 +70,10 @@ pub(crate) fn check_order<T>(stretches: &[T], range: &Range<u64>, span: impl Fn(
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "a list of one range is meant")]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn short_gaps_are_joined_and_ends_widened_to_blocks() {
@@ -82,6 +84,33 @@ mod tests {
         assert_eq!(gaps(&[], &bounds), vec![bounds.clone()]);
         assert_eq!(gaps(std::slice::from_ref(&bounds), &bounds), Vec::<Range<u64>>::new());
         assert_eq!(join([], &bounds), Vec::<Range<u64>>::new());
+    }
+
+    proptest! {
+        #[test]
+        fn runs_and_gaps_share_the_bounds_and_no_byte_is_lost(
+            start in 0u64..10_000_000,
+            steps in prop::collection::vec((0u64..200_000, 0u64..200_000), 0..40),
+            tail in 0u64..100_000,
+        ) {
+            let (mut at, mut ranges) = (start, Vec::new());
+            for (skip, length) in steps {
+                ranges.push(at + skip..at + skip + length);
+                at += skip + length;
+            }
+            let bounds = start..at + tail;
+            let runs = join(ranges.iter().filter(|r| !r.is_empty()).cloned(), &bounds);
+            let gaps = gaps(&runs, &bounds);
+            for range in ranges.iter().filter(|r| !r.is_empty()) {
+                prop_assert!(runs.iter().any(|run| run.start <= range.start && range.end <= run.end));
+            }
+            for pair in runs.windows(2) {
+                prop_assert!(pair[0].end + SHORTEST_GAP < pair[1].start);
+            }
+            let mut parts: Vec<_> = runs.iter().chain(&gaps).cloned().collect();
+            parts.sort_by_key(|part| part.start);
+            prop_assert!(bounds.is_empty() || check_order(&parts, &bounds, |r| r).unwrap() == bounds.end);
+        }
     }
 
     #[test]

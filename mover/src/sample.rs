@@ -4,11 +4,11 @@
 //! be chosen, in proportion to its length; which ones are is the injected entropy's choice alone; two passes over the
 //! extents, so memory does not grow with the disk.
 
-use crate::source::{Content, RandomDisk};
+use crate::source::{Content, RandomDisk, ReadFault, SourceExtent};
 use crate::{Error, Result, runs};
-use coffer_gateway::device::{self, BlockDevice};
 use coffer_repo::cancel::Cancel;
 use coffer_repo::entropy::{Entropy, fresh};
+use coffer_repo::reader::{DiskReader, MapContent};
 use std::ops::Range;
 
 /// How much is compared at each place, in bytes.
@@ -18,10 +18,10 @@ const PLACE: u64 = 64 << 10;
 const BATCH: usize = 1024;
 
 /// Compares `places` random places of what `disk` calls unchanged with the same places of `parent`. Gives the first place
-/// that differs, if any does.
+/// that differs, if any does; a place that the parent's backup could not read tells nothing.
 pub fn first_difference(
     disk: &dyn RandomDisk,
-    parent: &dyn BlockDevice,
+    parent: &dyn RandomDisk,
     places: usize,
     entropy: &dyn Entropy,
     cancel: &Cancel,
@@ -79,43 +79,77 @@ fn choose(count: usize, total: u64, entropy: &dyn Entropy) -> Result<Vec<u64>> {
     Ok(chosen)
 }
 
-fn differs(disk: &dyn RandomDisk, parent: &dyn BlockDevice, range: &Range<u64>) -> Result<bool> {
-    if range.end > parent.size() {
+fn differs(disk: &dyn RandomDisk, parent: &dyn RandomDisk, range: &Range<u64>) -> Result<bool> {
+    if range.end > parent.size()? {
         return Ok(true);
-    }
-    let known = runs::cover(range, |rest| parent.extents(rest, BATCH), |extent| &extent.range)?;
-    if known.iter().any(|extent| extent.content == device::Content::Unreadable) {
-        return Ok(false);
     }
     let length = usize::try_from(range.end - range.start).map_err(|_| Error::internal("a place beyond memory"))?;
     let (mut now, mut then) = (vec![0; length], vec![0; length]);
+    match parent.read_at(range.start, &mut then) {
+        Ok(()) => {}
+        Err(ReadFault::Bytes(_)) => return Ok(false),
+        Err(ReadFault::Source(error)) => return Err(error),
+    }
     disk.read_at(range.start, &mut now)?;
-    parent.read_at(range.start, &mut then)?;
     Ok(now != then)
+}
+
+/// A disk of a snapshot, to compare with. What its backup could not read cannot be read now.
+impl RandomDisk for DiskReader {
+    fn size(&self) -> Result<u64> {
+        Ok(DiskReader::size(self))
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<(), ReadFault> {
+        DiskReader::read_at(self, offset, out).map_err(|error| {
+            let range = offset..offset.saturating_add(out.len() as u64);
+            let found = runs::cover(&range, |rest| DiskReader::extents(self, rest, BATCH), |extent| &extent.range);
+            match found {
+                Ok(found) if found.iter().any(|extent| extent.content == MapContent::Unreadable) => {
+                    ReadFault::Bytes(error)
+                }
+                _ => ReadFault::Source(error),
+            }
+        })
+    }
+
+    fn extents(&self, range: Range<u64>, max: usize) -> Result<Vec<SourceExtent>> {
+        let of = |content| match content {
+            MapContent::Zero => Content::Zero,
+            MapContent::Data | MapContent::Unreadable => Content::Bytes,
+        };
+        let found = DiskReader::extents(self, range, max)?;
+        Ok(found.into_iter().map(|extent| SourceExtent { range: extent.range, content: of(extent.content) }).collect())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::Kind;
-    use crate::source::{ReadFault, SourceExtent};
-    use coffer_gateway::{Durability, Faults, FaultyDevice, MemoryDevice};
+    use coffer_gateway::{BlockDevice, Durability, MemoryDevice};
     use coffer_repo::entropy::Seeded;
-    use std::sync::Arc;
 
     const MIB: u64 = 1 << 20;
 
-    /// A disk of which every second MiB is called unchanged.
-    struct HalfUnchanged(MemoryDevice);
+    /// A disk of which every second MiB is called unchanged, and some cannot be read.
+    struct HalfUnchanged {
+        below: MemoryDevice,
+        lost: Range<u64>,
+    }
 
     impl RandomDisk for HalfUnchanged {
         fn size(&self) -> Result<u64> {
-            Ok(self.0.size())
+            Ok(self.below.size())
         }
 
         fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<(), ReadFault> {
-            assert!(offset / MIB % 2 == 1 && (offset + out.len() as u64 - 1) / MIB == offset / MIB, "it changed");
-            self.0.read_at(offset, out).map_err(ReadFault::Source)
+            let end = offset + out.len() as u64;
+            assert!(offset / MIB % 2 == 1 && (end - 1) / MIB == offset / MIB, "what changed was read");
+            if self.lost.start < end && offset < self.lost.end {
+                return Err(ReadFault::Bytes(Error::corrupt("lost")));
+            }
+            self.below.read_at(offset, out).map_err(ReadFault::Source)
         }
 
         fn extents(&self, range: Range<u64>, max: usize) -> Result<Vec<SourceExtent>> {
@@ -131,52 +165,47 @@ mod tests {
         }
     }
 
-    fn disk(size: u64, written: &[u64]) -> MemoryDevice {
-        let device = MemoryDevice::new(size);
-        written.iter().for_each(|&at| device.write_at(at, &[1], Durability::Cached).unwrap());
-        device
+    const SIZE: u64 = 9 * MIB + 5000;
+
+    /// A disk with a byte at each of `written`.
+    fn disk(size: u64, written: &[u64]) -> HalfUnchanged {
+        let below = MemoryDevice::new(size);
+        written.iter().for_each(|&at| below.write_at(at, &[1], Durability::Cached).unwrap());
+        HalfUnchanged { below, lost: 0..0 }
     }
 
-    fn check(now: &[u64], then: MemoryDevice, places: usize, seed: u64) -> Option<Range<u64>> {
-        let now = HalfUnchanged(disk(9 * MIB + 5000, now));
-        first_difference(&now, &then, places, &Seeded::new(seed), &Cancel::default()).unwrap()
+    fn check(now: &[u64], then: &HalfUnchanged, places: usize, seed: u64) -> Option<Range<u64>> {
+        first_difference(&disk(SIZE, now), then, places, &Seeded::new(seed), &Cancel::default()).unwrap()
     }
 
     #[test]
-    fn a_difference_is_found_when_its_place_is_chosen_and_only_there() {
-        let size = 9 * MIB + 5000;
-        // What changed is not compared.
-        assert_eq!(check(&[4 * MIB], disk(size, &[]), 1000, 1), None);
-        // All places: the difference is found, with its range.
-        assert_eq!(check(&[3 * MIB + 70_000], disk(size, &[]), 1000, 1), Some(3 * MIB + PLACE..3 * MIB + 2 * PLACE));
-        // The last place of the disk is shorter and can be chosen too.
-        assert_eq!(check(&[size - 1], disk(size, &[]), 1000, 1), Some(9 * MIB..size));
-        // A parent that was shorter cannot know it.
-        assert_eq!(check(&[], disk(9 * MIB, &[]), 1000, 1), Some(9 * MIB..size));
-        // What the parent could not read says nothing.
-        let lost = Faults { unreadable: vec![3 * MIB..4 * MIB], ..Faults::default() };
-        let parent = FaultyDevice::new(Arc::new(disk(size, &[])), lost);
-        let now = HalfUnchanged(disk(size, &[3 * MIB]));
-        assert_eq!(first_difference(&now, &parent, 1000, &Seeded::new(1), &Cancel::default()).unwrap(), None);
+    fn a_difference_is_found_in_what_is_called_unchanged_and_only_there() {
+        let then = disk(SIZE, &[]);
+        assert_eq!(check(&[4 * MIB], &then, 1000, 1), None);
+        assert_eq!(check(&[3 * MIB + 70_000], &then, 1000, 1), Some(3 * MIB + PLACE..3 * MIB + 2 * PLACE));
+        assert_eq!(check(&[SIZE - 1], &then, 1000, 1), Some(9 * MIB..SIZE), "the last place is shorter");
+        assert_eq!(check(&[], &disk(9 * MIB, &[]), 1000, 1), Some(9 * MIB..SIZE), "the parent was shorter");
+        let then = HalfUnchanged { lost: 3 * MIB..4 * MIB, ..then };
+        assert_eq!(check(&[3 * MIB], &then, 1000, 1), None, "the parent cannot tell");
     }
 
     #[test]
     fn the_choice_is_the_entropys_alone_and_reaches_every_place() {
-        let size = 9 * MIB + 5000;
-        let found: Vec<bool> = (0..400).map(|seed| check(&[5 * MIB], disk(size, &[]), 4, seed).is_some()).collect();
-        let again: Vec<bool> = (0..400).map(|seed| check(&[5 * MIB], disk(size, &[]), 4, seed).is_some()).collect();
-        assert_eq!(found, again);
+        let hits = || -> Vec<u64> {
+            (0..400).filter(|&seed| check(&[5 * MIB], &disk(SIZE, &[]), 4, seed).is_some()).collect()
+        };
+        let found = hits();
+        assert_eq!(found, hits());
         // Four of 65 places: one run in sixteen or so.
-        let hits = found.iter().filter(|&&hit| hit).count();
-        assert!((8..60).contains(&hits), "{hits} of 400");
+        assert!((8..60).contains(&found.len()), "{} of 400", found.len());
     }
 
     #[test]
     fn a_cancelled_check_ends() {
         let cancel = Cancel::default();
         cancel.cancel();
-        let now = HalfUnchanged(disk(9 * MIB, &[]));
-        let error = first_difference(&now, &disk(9 * MIB, &[]), 4, &Seeded::new(1), &cancel).unwrap_err();
+        let (now, then) = (disk(SIZE, &[]), disk(SIZE, &[]));
+        let error = first_difference(&now, &then, 4, &Seeded::new(1), &cancel).unwrap_err();
         assert_eq!(error.kind(), Kind::Cancelled);
     }
 }

@@ -1,6 +1,8 @@
 //! Restores into what outside programs read: every kind of target holds what the device holds, an interrupted restore goes
 //! on, and nothing is overwritten by accident.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 mod programs;
 
 use coffer_gateway::{BlockDevice, Durability, Extent, Faults, FaultyDevice, MemoryDevice};

@@ -247,6 +247,7 @@ fn died() -> Error {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "a list of one range is meant")]
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicU64, Ordering};
@@ -277,7 +278,7 @@ mod tests {
 
         fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<(), ReadFault> {
             let end = offset + out.len() as u64;
-            assert!(end <= self.size && offset % BLOCK == 0, "{offset}..{end}");
+            assert!(end <= self.size && offset.is_multiple_of(BLOCK), "{offset}..{end}");
             self.read.fetch_add(out.len() as u64, Ordering::Relaxed);
             if self.bad.iter().any(|bad| bad.start < end && offset < bad.end) {
                 let error = Error::new(Kind::Unavailable, "bad sector");

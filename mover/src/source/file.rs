@@ -38,16 +38,19 @@ pub(super) struct FileSource {
 
 /// Opens `path` and finds out what it is.
 pub(super) fn open(disk: String, path: &Path, options: &SourceOptions) -> Result<Opened> {
+    // Asked first: opening a pipe waits for somebody to write to it.
+    let metadata = std::fs::metadata(path).map_err(|e| Error::io("asking what it is", e))?;
+    let is_device = metadata.file_type().is_block_device();
+    if !is_device && !metadata.is_file() {
+        return Err(Error::invalid("it is neither a file nor a block device; a pipe is read as -"));
+    }
     let file = File::open(path).map_err(|e| Error::io("opening it for reading", e))?;
-    let metadata = file.metadata().map_err(|e| Error::io("asking what it is", e))?;
     let mut warnings = Vec::new();
     let mut block_size = 512;
-    if metadata.file_type().is_block_device() {
+    if is_device {
         warnings.extend(check_mounts(metadata.rdev(), options.live)?);
         block_size =
             rustix::fs::ioctl_blksszget(&file).map_err(|e| Error::io("asking for its block size", e.into()))?;
-    } else if !metadata.is_file() {
-        return Err(Error::invalid("it is neither a file nor a block device; a pipe is read as -"));
     }
     let mut head = [0; HEAD];
     let length = read_head(&file, &mut head)?;

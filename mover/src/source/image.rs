@@ -7,10 +7,12 @@ use super::{Access, DiskSource, NbdDisk, RandomDisk, ReadFault, SourceDisk, Sour
 use crate::Result;
 use crate::image_format::ImageFormat;
 use crate::qemu_nbd::{Errors, Purpose, QemuNbd};
-use coffer_gateway::device::BlockDevice;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+
+/// Logical block size of disks in images: qemu does not tell, and presents all of them so.
+const SECTOR: u32 = 512;
 
 /// A session with one image. The client in `disks` leaves before the child is waited for or killed.
 struct ImageSource {
@@ -28,10 +30,8 @@ pub(super) fn open(
     options: &SourceOptions,
 ) -> Result<Box<dyn DiskSource>> {
     let (qemu, client) = QemuNbd::start(path, format, Purpose::Reading, &options.scratch)?;
-    // qemu reports the block size that suits the image's host file; the disk inside has sectors of 512 bytes.
-    let block_size = client.block_size().min(512);
     let image = ImageDisk { disk: NbdDisk::new(Arc::new(client)), errors: qemu.errors().clone() };
-    let disks = vec![SourceDisk { name: disk, block_size, access: Access::Random(Box::new(image)) }];
+    let disks = vec![SourceDisk { name: disk, block_size: SECTOR, access: Access::Random(Box::new(image)) }];
     Ok(Box::new(ImageSource { disks, warnings, qemu }))
 }
 

@@ -21,7 +21,7 @@ mod stream;
 pub use feed::{FeedOptions, WindowFeed};
 pub(crate) use file::FileDisk;
 pub(crate) use nbd::NbdDisk;
-pub use stream::Stream;
+pub use stream::{Stream, StreamFeed};
 
 use crate::image_format::ImageFormat;
 use crate::location::{Location, SourceSpec};

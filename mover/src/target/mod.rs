@@ -19,6 +19,7 @@ use crate::image_format::ImageFormat;
 use crate::location::Location;
 use crate::source::RandomDisk;
 use crate::{Error, Kind, Result};
+use coffer_gateway::nbd::NbdUri;
 use coffer_repo::id::SnapshotId;
 use std::fs::{File, Metadata};
 use std::ops::Range;
@@ -118,21 +119,22 @@ impl Target {
 pub fn open(location: &str, disk: &RestoredDisk, options: &TargetOptions) -> Result<Target> {
     let location: Location = location.parse()?;
     let opened = match &location {
-        Location::Standard => plain(Box::new(stream::open_standard_output()?), disk, Vec::new()),
-        Location::Nbd(uri) => {
-            let target = nbd::NbdTarget::connect(uri, options.space)?;
-            let capacity = target.size();
-            let warnings = check_device(&target, capacity, disk, options)?;
-            plain(Box::new(target), disk, warnings)
-        }
+        Location::Standard => stream::open_standard_output().map(|target| plain(Box::new(target), disk, Vec::new())),
+        Location::Nbd(uri) => open_export(uri, disk, options),
         Location::Path(path) => open_path(path, disk, options),
     };
     opened.map_err(|error| error.within(format!("opening target {location}")))
 }
 
-#[expect(clippy::unnecessary_wraps, reason = "an arm of the one door, whose other arms can fail")]
-fn plain(target: Box<dyn DiskTarget>, disk: &RestoredDisk, warnings: Vec<String>) -> Result<Target> {
-    Ok(Target { disk: target, checkpoint: None, size: disk.size, warnings })
+/// A target whose restore cannot go on after an interruption.
+fn plain(target: Box<dyn DiskTarget>, disk: &RestoredDisk, warnings: Vec<String>) -> Target {
+    Target { disk: target, checkpoint: None, size: disk.size, warnings }
+}
+
+fn open_export(uri: &NbdUri, disk: &RestoredDisk, options: &TargetOptions) -> Result<Target> {
+    let target = nbd::NbdTarget::connect(uri, options.space)?;
+    let warnings = check_device(&target, target.size(), disk, options)?;
+    Ok(plain(Box::new(target), disk, warnings))
 }
 
 fn open_path(path: &Path, disk: &RestoredDisk, options: &TargetOptions) -> Result<Target> {
@@ -143,7 +145,7 @@ fn open_path(path: &Path, disk: &RestoredDisk, options: &TargetOptions) -> Resul
             }
             let target = device::DeviceTarget::open(path, options.space)?;
             let warnings = check_device(&target, target.size()?, disk, options)?;
-            plain(Box::new(target), disk, warnings)
+            Ok(plain(Box::new(target), disk, warnings))
         }
         Ok(metadata) if metadata.is_file() => open_file(path, Some(&metadata), disk, options),
         Ok(_) => Err(Error::invalid("it is neither a file nor a block device")),
@@ -221,7 +223,8 @@ fn check_device(
         let device = target.read_back()?;
         let tail = capacity.saturating_sub(ENDS);
         for range in [0..ENDS.min(capacity), tail..capacity] {
-            let mut bytes = vec![0; usize::try_from(range.end - range.start).unwrap_or_default()];
+            let length = usize::try_from(range.end - range.start).map_err(|_| Error::internal("a large end"))?;
+            let mut bytes = vec![0; length];
             device.read_at(range.start, &mut bytes)?;
             if bytes.iter().any(|&b| b != 0) {
                 return Err(Error::invalid(format!(
