@@ -1,59 +1,13 @@
 use super::*;
-use crate::backend::{Listed, Put};
+use crate::backend::Put;
+use crate::backend::faulty::{Faulty, Plan};
+use crate::backend::memory::Memory;
 use crate::crypto::Aead;
 use crate::entropy::Seeded;
 use crate::error::Kind;
 use crate::id::{ChunkId, NodeId};
 use crate::location::Stored;
 use crate::seal::{Compressor, Decompressor};
-use std::collections::BTreeMap;
-use std::sync::Mutex;
-
-/// The least backend: what lies in memory.
-#[derive(Debug, Default)]
-pub(crate) struct Memory {
-    pub(crate) objects: Mutex<BTreeMap<String, Vec<u8>>>,
-    pub(crate) gets: std::sync::atomic::AtomicUsize,
-}
-
-impl Backend for Memory {
-    fn location(&self) -> String {
-        "memory".into()
-    }
-    fn put(&self, name: &str, parts: &[&[u8]]) -> Result<Put> {
-        let mut objects = self.objects.lock().unwrap();
-        if objects.contains_key(name) {
-            return Ok(Put::Exists);
-        }
-        objects.insert(name.into(), parts.concat());
-        Ok(Put::Created)
-    }
-    fn get(&self, name: &str) -> Result<Vec<u8>> {
-        self.gets.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        self.objects.lock().unwrap().get(name).cloned().ok_or_else(|| Error::not_found(name))
-    }
-    fn get_range(&self, name: &str, offset: u64, out: &mut [u8]) -> Result<()> {
-        let bytes = self.get(name)?;
-        let start = usize::try_from(offset).unwrap();
-        out.copy_from_slice(bytes.get(start..start + out.len()).ok_or_else(|| Error::corrupt(name))?);
-        Ok(())
-    }
-    fn get_suffix(&self, name: &str, max: usize) -> Result<(Vec<u8>, u64)> {
-        let bytes = self.get(name)?;
-        Ok((bytes[bytes.len().saturating_sub(max)..].to_vec(), bytes.len() as u64))
-    }
-    fn size(&self, name: &str) -> Result<Option<u64>> {
-        Ok(self.objects.lock().unwrap().get(name).map(|b| b.len() as u64))
-    }
-    fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed) -> Result<()>) -> Result<()> {
-        let all: Vec<_> = self.objects.lock().unwrap().iter().map(|(n, b)| (n.clone(), b.len() as u64)).collect();
-        all.into_iter().filter(|(n, _)| n.starts_with(prefix)).try_for_each(|(name, size)| each(Listed { name, size }))
-    }
-    fn delete(&self, name: &str) -> Result<()> {
-        self.objects.lock().unwrap().remove(name);
-        Ok(())
-    }
-}
 
 fn keys() -> Keys {
     Keys::generate(crate::id::RepoId([5; 16]), &Seeded::new(1)).unwrap()
@@ -65,7 +19,7 @@ fn options(kind: PackKind) -> PackOptions {
 
 /// A pack of three frames: one compressed, one as it is, one of a single byte.
 fn small(keys: &Keys, options: PackOptions) -> (FinishedPack, Vec<Vec<u8>>) {
-    let mut builder = PackBuilder::new(keys, options, &Seeded::new(2)).unwrap();
+    let mut builder = PackBuilder::new(keys, options, Vec::new(), &Seeded::new(2)).unwrap();
     let raws = vec![vec![7; 300], b"as it is: nothing to gain".to_vec(), vec![1]];
     let mut compressor = Compressor::new(1).unwrap();
     for (n, raw) in (0u8..).zip(&raws) {
@@ -79,9 +33,10 @@ fn small(keys: &Keys, options: PackOptions) -> (FinishedPack, Vec<Vec<u8>>) {
     (builder.finish().unwrap(), raws)
 }
 
-fn store(pack: &FinishedPack) -> Memory {
+/// A store that holds `bytes` as the object `name` and nothing else.
+fn store_of(name: &str, bytes: &[u8]) -> Memory {
     let memory = Memory::default();
-    assert_eq!(memory.put(&pack.name, &[&pack.bytes]).unwrap(), Put::Created);
+    assert_eq!(memory.put(name, &[bytes]).unwrap(), Put::Created);
     memory
 }
 
@@ -109,7 +64,7 @@ fn what_goes_in_comes_out_in_order_and_the_builder_says_where() {
         for aead in [Aead::Aes256Gcm, Aead::ChaCha20Poly1305] {
             let keys = keys();
             let (pack, raws) = small(&keys, PackOptions { aead, ..options(kind) });
-            let memory = store(&pack);
+            let memory = store_of(&pack.name, &pack.bytes);
             let read = read_all(&memory, &keys, &pack).unwrap();
             assert_eq!(read.iter().map(|(_, raw)| raw.clone()).collect::<Vec<_>>(), raws);
             let (entries, _) = read_contents(&memory, &keys, kind, pack.uid).unwrap();
@@ -126,14 +81,14 @@ fn every_flipped_bit_is_detected_by_the_part_that_reads_it() {
         let (pack, _) = small(&keys, options(kind));
         let frames = pack.entries[0].location.offset as usize;
         let contents = usize::try_from(pack.entries[2].location.end()).unwrap();
-        let memory = store(&pack);
         for bit in 0..pack.bytes.len() * 8 {
             let byte = bit / 8;
-            memory.objects.lock().unwrap().get_mut(&pack.name).unwrap()[byte] ^= 1 << (bit % 8);
+            let mut flipped = pack.bytes.clone();
+            flipped[byte] ^= 1 << (bit % 8);
+            let memory = store_of(&pack.name, &flipped);
             let header = PackHeader::fetch(&memory, &keys, &Certificates::new(&keys), kind, pack.uid);
             let table = read_contents(&memory, &keys, kind, pack.uid);
             let whole = read_all(&memory, &keys, &pack).map_err(|e| e.kind());
-            memory.objects.lock().unwrap().get_mut(&pack.name).unwrap()[byte] ^= 1 << (bit % 8);
             assert_eq!(header.is_err(), byte < frames, "bit {bit} and the header");
             assert_eq!(table.is_err(), byte >= contents, "bit {bit} and the table of contents");
             assert!(matches!(whole, Err(Kind::Corrupt | Kind::Unsupported)), "bit {bit}: {whole:?}");
@@ -148,8 +103,7 @@ fn every_truncation_and_every_extension_is_detected() {
     let mut longer = pack.bytes.clone();
     longer.push(0);
     for bytes in (0..pack.bytes.len()).map(|n| pack.bytes[..n].to_vec()).chain([longer]) {
-        let memory = Memory::default();
-        let _ = memory.put(&pack.name, &[&bytes]).unwrap();
+        let memory = store_of(&pack.name, &bytes);
         let table = read_contents(&memory, &keys, pack.kind, pack.uid);
         assert_eq!(table.unwrap_err().kind(), Kind::Corrupt, "{} bytes of {}", bytes.len(), pack.bytes.len());
     }
@@ -159,9 +113,8 @@ fn every_truncation_and_every_extension_is_detected() {
 fn a_pack_counts_only_as_itself() {
     let keys = keys();
     let (pack, _) = small(&keys, options(PackKind::Data));
-    let memory = Memory::default();
     let other = PackUid([9; 16]);
-    let _ = memory.put(&name(PackKind::Data, other), &[&pack.bytes]).unwrap();
+    let memory = store_of(&name(PackKind::Data, other), &pack.bytes);
     let certificates = Certificates::new(&keys);
     let header = PackHeader::fetch(&memory, &keys, &certificates, PackKind::Data, other);
     assert_eq!(header.unwrap_err().kind(), Kind::Corrupt);
@@ -175,9 +128,10 @@ fn a_pack_counts_only_as_itself() {
 #[test]
 fn a_writer_lists_its_packs_but_cannot_read_their_content() {
     let full = keys();
-    let (writer, certificate) = full.export_writer("mover", 0, &Seeded::new(4)).unwrap();
+    let (writer, certificate) =
+        full.export_writer("mover", crate::time::Timestamp::from_seconds(0).unwrap(), &Seeded::new(4)).unwrap();
     let (pack, raws) = small(&writer, options(PackKind::Data));
-    let memory = store(&pack);
+    let memory = store_of(&pack.name, &pack.bytes);
     assert_eq!(read_contents(&memory, &writer, pack.kind, pack.uid).unwrap().0, pack.entries);
     // Nobody vouches for the writer yet.
     let mut certificates = Certificates::new(&full);
@@ -199,19 +153,18 @@ fn a_writer_lists_its_packs_but_cannot_read_their_content() {
 #[test]
 fn a_long_table_of_contents_takes_a_second_read_and_a_usual_one_does_not() {
     let keys = keys();
-    let memory = Memory::default();
     for (frames, gets) in [(5000u32, 1), (6000, 2)] {
-        let mut builder = PackBuilder::new(&keys, options(PackKind::Tree), &Seeded::new(u64::from(frames))).unwrap();
+        let mut builder =
+            PackBuilder::new(&keys, options(PackKind::Tree), Vec::new(), &Seeded::new(u64::from(frames))).unwrap();
         for n in 0..frames {
             let mut id = [0; 32];
             id[..4].copy_from_slice(&n.to_le_bytes());
             builder.append(Stored::Node(NodeId(id)), Codec::Raw, 5, b"bytes").unwrap();
         }
         let pack = builder.finish().unwrap();
-        let _ = memory.put(&pack.name, &[&pack.bytes]).unwrap();
-        memory.gets.store(0, std::sync::atomic::Ordering::Relaxed);
+        let memory = Faulty::new(store_of(&pack.name, &pack.bytes), Plan::default());
         assert_eq!(read_contents(&memory, &keys, pack.kind, pack.uid).unwrap().0, pack.entries);
-        assert_eq!(memory.gets.load(std::sync::atomic::Ordering::Relaxed), gets, "{frames} frames");
+        assert_eq!(memory.operations(), gets, "{frames} frames");
     }
 }
 
@@ -235,8 +188,7 @@ fn a_header_with_many_recipients_is_fetched_whole() {
     };
     let mut bytes = header.encode().unwrap();
     bytes.extend_from_slice(&keys.signer().sign(&[header::SIGNATURE_DOMAIN, &bytes]));
-    let memory = Memory::default();
-    let _ = memory.put(&name(header.kind, header.uid), &[&bytes]).unwrap();
+    let memory = store_of(&name(header.kind, header.uid), &bytes);
     let fetched = PackHeader::fetch(&memory, &keys, &Certificates::new(&keys), header.kind, header.uid).unwrap();
     assert_eq!(fetched, header);
     for n in 0..bytes.len() {
@@ -268,7 +220,7 @@ fn unknown_features_are_refused_by_name_and_compatible_ones_are_not() {
 #[test]
 fn the_builder_refuses_what_would_not_read_back() {
     let keys = keys();
-    let mut builder = PackBuilder::new(&keys, options(PackKind::Data), &Seeded::new(6)).unwrap();
+    let mut builder = PackBuilder::new(&keys, options(PackKind::Data), Vec::new(), &Seeded::new(6)).unwrap();
     let empty_len = builder.len();
     let chunk = Stored::Chunk(ChunkId([1; 32]));
     for (stored, codec, raw_len, bytes) in [
@@ -295,7 +247,7 @@ fn a_footer_that_would_pass_four_gibibytes_is_refused() {
 /// Frozen: the bytes of a tree pack under seeded randomness, so that the layout cannot change unnoticed.
 #[test]
 fn the_bytes_of_a_known_pack() {
-    let mut builder = PackBuilder::new(&keys(), options(PackKind::Tree), &Seeded::new(2)).unwrap();
+    let mut builder = PackBuilder::new(&keys(), options(PackKind::Tree), Vec::new(), &Seeded::new(2)).unwrap();
     builder.append(Stored::Node(NodeId([1; 32])), Codec::Raw, 5, b"first").unwrap();
     builder.append(Stored::Node(NodeId([2; 32])), Codec::Raw, 6, b"second").unwrap();
     let pack = builder.finish().unwrap();
