@@ -1,8 +1,11 @@
 //! Coffer's gateway: block devices and the doors that serve them.
 
 pub mod device;
+mod export;
+mod faulty_device;
+mod memory_device;
 pub mod nbd;
-pub mod snapshot_device;
+mod snapshot_device;
 
 pub use coffer_repo::{Error, Kind, Result};
 pub use device::{BlockDevice, Content, Durability, Extent, Zeroing};

@@ -152,6 +152,12 @@ impl NbdClient {
         Ok(found)
     }
 
+    /// Whether the connection still holds: what fails on one that does concerns that request alone.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.connection.holds()
+    }
+
     /// Says good-bye and closes; later calls fail with `Cancelled`. What was written is durable only after
     /// [`BlockDevice::flush`]. Dropping does the same.
     pub fn disconnect(&self) {

@@ -114,6 +114,11 @@ impl Connection {
         answer.finish()
     }
 
+    /// Whether nothing has ended the connection.
+    pub(super) fn holds(&self) -> bool {
+        self.lock().failure.is_none()
+    }
+
     /// Says good-bye and ends the connection; later calls fail.
     pub(super) fn disconnect(&self) {
         let bye = Call { command: command::DISC, flags: 0, offset: 0, length: 0, payload: &[] };
