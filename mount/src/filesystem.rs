@@ -397,8 +397,9 @@ mod tests {
     #[test]
     fn seeks_along_extents() {
         let catalog = MemoryCatalog::default();
+        let unreadable = 300 << 10..304 << 10;
         let device = BytesDevice {
-            unreadable: vec![300 << 10..304 << 10],
+            unreadable: vec![unreadable],
             ..BytesDevice::random(9, SIZE, &[0..64 << 10, 200 << 10..300 << 10, 1000 << 10..1024 << 10])
         };
         let point = Point {

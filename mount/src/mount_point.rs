@@ -75,6 +75,13 @@ impl MountPoint {
         Ok((connection, MountPoint { device: (root.stx_dev_major, root.stx_dev_minor), directory }))
     }
 
+    /// Lets the kernel read ahead up to `kib` KiB of a file that is read in order. FUSE itself cannot ask for more than the
+    /// kernel's 128; more is set in sysfs, which only root may do, so that for other users it stays as it is.
+    pub(crate) fn set_read_ahead(&self, kib: u32) {
+        let (major, minor) = self.device;
+        let _ = std::fs::write(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"), kib.to_string());
+    }
+
     /// Unmounts, at once if nothing is open, else as soon as nothing is. Unmounting what is unmounted already is `Clean`.
     pub(crate) fn detach(&self) -> Result<Detached> {
         if !self.is_attached()? {

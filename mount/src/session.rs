@@ -14,6 +14,10 @@ use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+/// How far the kernel may read ahead. Measured over a device that answers after 5 ms, in order: 128 KiB 46 MB/s, 1 MiB 256
+/// MB/s. More makes a random fault in a mapped file dearer than it is worth.
+const READ_AHEAD_KIB: u32 = 1024;
+
 /// Where errors and warnings go that the kernel has no words for. Called from several threads.
 pub type Report = Box<dyn Fn(&Error) + Send + Sync>;
 
@@ -22,7 +26,8 @@ pub type Report = Box<dyn Fn(&Error) + Send + Sync>;
 pub struct MountOptions {
     /// Other users may read, too. For users other than root `/etc/fuse.conf` has to permit it.
     pub allow_other: bool,
-    /// Calls that are served at the same time; at least 1. A thread costs little besides the reads it does.
+    /// Calls that are served at the same time; at least 1. Reads wait for storage in these threads, so this bounds how many
+    /// wait at once; each may keep a buffer of 1 MiB.
     pub threads: usize,
     /// How old a listing may get before it is read again.
     pub refresh: Duration,
@@ -30,7 +35,7 @@ pub struct MountOptions {
 
 impl Default for MountOptions {
     fn default() -> Self {
-        MountOptions { allow_other: false, threads: 16, refresh: Duration::from_secs(2) }
+        MountOptions { allow_other: false, threads: 32, refresh: Duration::from_secs(2) }
     }
 }
 
@@ -77,6 +82,8 @@ impl Session {
         // fail a program that drops its privileges with a file open.
         let serving = fuser::Session::from_fd(adaptor, connection, fuser::SessionACL::All, config)
             .map_err(|e| Error::io("greeting the kernel's FUSE", e))?;
+        // Only now: while greeting, the kernel sets its own.
+        session.mount_point.set_read_ahead(READ_AHEAD_KIB);
         let outcome = Arc::clone(&session.outcome);
         std::thread::Builder::new()
             .name("coffer-mount".to_owned())

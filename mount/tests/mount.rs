@@ -1,6 +1,12 @@
 //! The mount through a real kernel: needs `/dev/fuse`, root, and the programs cp, cmp, dd, find, fio, fusermount3, ls,
 //! qemu-img, setpriv and unshare. Nothing is skipped when one is missing.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "all of this is test code, though clippy only takes #[test] for it"
+)]
+
 mod bytes_device;
 
 use bytes_device::{BytesDevice, Random};
@@ -134,6 +140,11 @@ fn shows_names_sizes_and_times() {
     );
     let space = rustix::fs::statvfs(mounted.path("")).unwrap();
     assert_eq!((space.f_blocks * space.f_frsize, space.f_bfree), (3 * SIZE as u64, 0));
+
+    let device = disk.dev();
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let read_ahead = fs::read_to_string(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb")).unwrap();
+    assert_eq!(read_ahead.trim(), "1024");
 
     let missing = fs::metadata(mounted.path("web/2026-11-21T02-00-00Z/sdb.raw")).unwrap_err();
     assert_eq!(missing.kind(), ErrorKind::NotFound);
