@@ -117,7 +117,7 @@ impl Error {
         let kind = match source.kind() {
             E::NotFound => Kind::NotFound,
             E::StorageFull | E::QuotaExceeded | E::FileTooLarge => Kind::Full,
-            E::PermissionDenied | E::ReadOnlyFilesystem | E::InvalidInput => Kind::Invalid,
+            E::PermissionDenied | E::ReadOnlyFilesystem | E::InvalidInput | E::InvalidFilename => Kind::Invalid,
             E::Unsupported => Kind::Unsupported,
             _ => Kind::Unavailable,
         };
@@ -127,7 +127,11 @@ impl Error {
     /// A copy that can be handed to every waiter of one failed fetch; the source is kept as its text.
     #[must_use]
     pub fn duplicate(&self) -> Self {
-        Error { kind: self.kind, context: self.context.clone(), source: self.source.as_ref().map(|s| s.to_string().into()) }
+        Error {
+            kind: self.kind,
+            context: self.context.clone(),
+            source: self.source.as_ref().map(|s| s.to_string().into()),
+        }
     }
 }
 

@@ -75,6 +75,10 @@ id!(
     SignerId, 16
 );
 id!(
+    /// Whom a pack key is sealed to: the first 16 bytes of BLAKE3 of an X25519 public key.
+    RecipientId, 16
+);
+id!(
     /// Random name of a claim, and so of a snapshot or a pin.
     SnapshotId, 16
 );
@@ -91,7 +95,8 @@ id!(
     RecordId, 16
 );
 
-fn write_hex(f: &mut fmt::Formatter<'_>, bytes: &[u8]) -> fmt::Result {
+/// Lower-case hex digits, two for each byte.
+pub(crate) fn write_hex(f: &mut dyn fmt::Write, bytes: &[u8]) -> fmt::Result {
     for b in bytes {
         write!(f, "{b:02x}")?;
     }
@@ -99,7 +104,7 @@ fn write_hex(f: &mut fmt::Formatter<'_>, bytes: &[u8]) -> fmt::Result {
 }
 
 /// Parses exactly `2 * out.len()` lower-case hex digits; names in a store have one spelling only.
-fn parse_hex(text: &str, out: &mut [u8]) -> Option<()> {
+pub(crate) fn parse_hex(text: &str, out: &mut [u8]) -> Option<()> {
     let digits = text.as_bytes();
     if digits.len() != out.len() * 2 {
         return None;

@@ -1,1 +1,3 @@
-//! Being built.
+//! The harness that the tests of all rooms share: suites that run over any implementation of a seam.
+
+pub mod contract;

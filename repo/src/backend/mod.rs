@@ -4,17 +4,34 @@
 //! to sockets keeps a private runtime and blocks on it.
 //!
 //! The contract, run over every implementation by `tests/backend_contract.rs`:
-//! - Names: one or more non-empty parts of `[a-z0-9A-Z._=+-]`, joined by `/`; no part is `.` or `..`.
+//! - Names are those that [`check_name`] lets through; any other is `Invalid`. No object's name is the beginning of another's
+//!   followed by `/`: a store of files cannot hold both `a` and `a/b`.
 //! - [`Backend::put`] is atomic, create-only and durable on return: a reader sees all bytes or no object; of several puts
-//!   under one name exactly one answers [`Put::Created`]. A crash leaves the whole object or none.
+//!   under one name exactly one answers [`Put::Created`]. A crash leaves the whole object or none. After a put that failed
+//!   the object may be there or not (an acknowledgement can be lost), but never a part of it.
 //! - [`Backend::get`] is exact or an error: never short, never padded. A missing object is `NotFound`; a range beyond the
 //!   object's end is `Corrupt` (whoever asks knows the length from an authenticated source).
 //! - [`Backend::list`] reports every object under the prefix whose put returned before the call began (stores that cannot
-//!   promise that are weak: see `design`), in no particular order, and never a half-written one.
-//! - [`Backend::delete`] of a missing object succeeds.
+//!   promise that are weak), in no particular order, and never a half-written one. No lock is held while the callback runs:
+//!   it may call the backend.
+//! - [`Backend::delete`] is durable on return, and of a missing object succeeds: what is deleted next, and may explain what
+//!   was deleted now, never goes first.
 
-use crate::error::Result;
+pub mod faulty;
+pub mod local;
+pub mod memory;
+
+use crate::error::{Error, Result};
 use std::fmt;
+
+/// Longest name, in bytes.
+pub const MAX_NAME: usize = 1024;
+/// Longest part of a name, in bytes: what file systems take as a file's name.
+pub const MAX_PART: usize = 255;
+/// Most parts of a name. Bounds how deep a listing descends.
+pub const MAX_PARTS: usize = 8;
+/// The first part that no object's name has: where a store of files keeps what is not yet an object.
+pub const RESERVED_PART: &str = "tmp";
 
 /// What a [`Backend::put`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,4 +89,70 @@ pub fn list_sorted(backend: &dyn Backend, prefix: &str) -> Result<Vec<Listed>> {
     })?;
     all.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(all)
+}
+
+/// Refuses a name that the contract does not allow, with [`Kind::Invalid`](crate::error::Kind::Invalid): names have one to
+/// [`MAX_PARTS`] parts joined by `/`, each of 1 to [`MAX_PART`] bytes of `[a-z0-9A-Z._=+-]` and neither `.` nor `..`; the first
+/// is not [`RESERVED_PART`]; the whole has at most [`MAX_NAME`] bytes. What passes cannot leave the repository's folder.
+pub fn check_name(name: &str) -> Result<()> {
+    let is_allowed = |c: u8| c.is_ascii_alphanumeric() || b"._=+-".contains(&c);
+    let is_part = |part: &str| {
+        !part.is_empty() && part.len() <= MAX_PART && part != "." && part != ".." && part.bytes().all(is_allowed)
+    };
+    let is_name = name.len() <= MAX_NAME
+        && name.split('/').count() <= MAX_PARTS
+        && name.split('/').all(is_part)
+        && name.split('/').next() != Some(RESERVED_PART);
+    if is_name { Ok(()) } else { Err(Error::invalid(format!("{name:?} cannot be the name of an object"))) }
+}
+
+/// Refuses a listing's prefix that is neither empty nor a name followed by `/`, with
+/// [`Kind::Invalid`](crate::error::Kind::Invalid).
+pub fn check_prefix(prefix: &str) -> Result<()> {
+    if prefix.is_empty() {
+        return Ok(());
+    }
+    match prefix.strip_suffix('/') {
+        Some(name) => check_name(name).map_err(|e| e.within("listing")),
+        None => Err(Error::invalid(format!("listing: the prefix {prefix:?} does not end in '/'"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_held_to_their_limits() {
+        for good in [
+            "repo",
+            "a/b",
+            "A.z_=+-9",
+            "...",
+            "packs/ff/0123",
+            "x/tmp",
+            "tmpx",
+            &"x".repeat(MAX_PART),
+            "1/2/3/4/5/6/7/8",
+        ] {
+            check_name(good).unwrap();
+        }
+        let bad = [
+            "", "/", "/x", "x/", "a//b", ".", "..", "a/../b", "a/.", "tmp", "tmp/x", "a b", "a\0b", "a\nb", "\u{e9}",
+            "a\\b", "#1",
+        ];
+        for bad in bad.into_iter().chain([&*"x".repeat(MAX_PART + 1), "1/2/3/4/5/6/7/8/9", &*"abc/".repeat(300)]) {
+            assert!(check_name(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn prefixes_are_empty_or_a_name_and_a_slash() {
+        for good in ["", "a/", "a/b/"] {
+            check_prefix(good).unwrap();
+        }
+        for bad in ["a", "/", "../", "a//", "tmp/"] {
+            assert!(check_prefix(bad).is_err(), "{bad:?}");
+        }
+    }
 }

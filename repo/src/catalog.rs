@@ -1,0 +1,214 @@
+//! What snapshots there are: listing, finding, pinning and forgetting them.
+//!
+//! Not here: how they come to be ([`crate::writer`]). What holds: tombstones are read before existence, so that a snapshot
+//! that is being swept is never half seen; a snapshot counts when its decision is COMMIT and no forget names it; one damaged
+//! claim does not hide the others.
+
+use crate::backend::Put;
+use crate::entropy::fresh;
+use crate::error::{Error, Kind, Result};
+use crate::id::SnapshotId;
+use crate::repository::Repository;
+use crate::sealed::ObjectKind;
+use crate::snapshot::{Claim, ClaimKind, ClaimName, ClaimPart, Decision, Forget, Identity, Snapshot};
+use crate::time::Timestamp;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// Everything under `snapshots/` and `forgets/`, by name only.
+#[derive(Clone, Debug, Default)]
+pub struct Folders {
+    /// Ids that were forgotten.
+    pub forgotten: BTreeSet<SnapshotId>,
+    /// Claims, and whether each has a decision.
+    pub claims: BTreeMap<ClaimName, bool>,
+}
+
+/// The points of a repository.
+#[derive(Debug, Default)]
+pub struct Points {
+    /// Committed and not forgotten, by time and id.
+    pub snapshots: Vec<Snapshot>,
+    /// Claims or decisions that could not be read, with the reason.
+    pub damaged: Vec<(ClaimName, Error)>,
+}
+
+/// Holds a snapshot against removal while somebody reads it.
+#[derive(Debug)]
+pub struct Pin {
+    repo: Arc<Repository>,
+    claim: Option<ClaimName>,
+    warning: Option<String>,
+    time: Timestamp,
+}
+
+impl Repository {
+    /// Lists claims, decisions and forgets; reads none.
+    pub fn folders(&self) -> Result<Folders> {
+        let mut folders = Folders { forgotten: self.forgotten()?, ..Folders::default() };
+        self.backend().list("snapshots/", &mut |object| {
+            if let Some((name, part)) = ClaimName::parse(&object.name) {
+                match part {
+                    ClaimPart::Claim => drop(folders.claims.entry(name).or_default()),
+                    ClaimPart::Decision => drop(folders.claims.insert(name, true)),
+                }
+            }
+            Ok(())
+        })?;
+        Ok(folders)
+    }
+
+    /// Ids that were forgotten, by name only: whoever can write to the store can hide a point, and cannot remove one.
+    pub fn forgotten(&self) -> Result<BTreeSet<SnapshotId>> {
+        let mut forgotten = BTreeSet::new();
+        self.backend().list(Forget::PREFIX, &mut |object| {
+            forgotten.extend(Forget::parse(&object.name));
+            Ok(())
+        })?;
+        Ok(forgotten)
+    }
+
+    /// The points that can be restored.
+    pub fn points(&self) -> Result<Points> {
+        let folders = self.folders()?;
+        let mut points = Points::default();
+        for (name, decided) in folders.claims {
+            if !decided || folders.forgotten.contains(&name.id) {
+                continue;
+            }
+            match self.read_snapshot(name) {
+                Ok(Some(snapshot)) => points.snapshots.push(snapshot),
+                Ok(None) => {}
+                Err(e) => points.damaged.push((name, e)),
+            }
+        }
+        points.snapshots.sort_by_key(|s| (s.time(), s.id()));
+        Ok(points)
+    }
+
+    /// The snapshot at `name`, `None` unless it is committed. Forgets are not looked at.
+    pub fn read_snapshot(&self, name: ClaimName) -> Result<Option<Snapshot>> {
+        let decision = match self.get_record(ObjectKind::Decision, &name.decision()) {
+            Ok(record) => Decision::decode(&record.body).map_err(|e| e.within(name.decision()))?,
+            Err(e) if e.kind() == Kind::NotFound => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        if decision == Decision::Revoke {
+            return Ok(None);
+        }
+        let claim = match self.read_claim(name) {
+            Err(e) if e.kind() == Kind::NotFound => {
+                // Swept between the listing and now: claims go first. Without a forget it is damage.
+                return if self.forgotten()?.contains(&name.id) { Ok(None) } else { Err(e.with_kind(Kind::Corrupt)) };
+            }
+            other => other?,
+        };
+        let Claim { kind, workload, tags, identity, parents, .. } = claim;
+        match kind {
+            ClaimKind::Pin { .. } => Ok(None),
+            ClaimKind::Snapshot { disks, stats } => {
+                Ok(Some(Snapshot { name, workload, tags, identity, parents, disks, stats }))
+            }
+        }
+    }
+
+    /// The claim at `name`, checked to belong there.
+    pub fn read_claim(&self, name: ClaimName) -> Result<Claim> {
+        let object = name.claim();
+        let record = self.get_record(ObjectKind::Claim, &object)?;
+        let claim = Claim::decode(&record.body).map_err(|e| e.within(&object))?;
+        if claim.time != name.time || self.keys().id_key().workload_tag(&claim.workload) != name.tag {
+            return Err(Error::corrupt(format!("{object} holds a claim that belongs elsewhere")));
+        }
+        Ok(claim)
+    }
+
+    /// Stores a claim under a new random id.
+    pub(crate) fn put_claim(&self, claim: &Claim) -> Result<ClaimName> {
+        let tag = self.keys().id_key().workload_tag(&claim.workload);
+        let name = ClaimName { tag, time: claim.time, id: SnapshotId(fresh(self.entropy())?) };
+        match self.put_record(ObjectKind::Claim, &name.claim(), &claim.encode()?)? {
+            Put::Created => Ok(name),
+            Put::Exists => Err(Error::internal(format!("{name} exists although its name is random"))),
+        }
+    }
+
+    /// Makes `decision` the one of the claim at `name`, unless there is one; the one that counts is returned.
+    pub fn decide(&self, name: ClaimName, decision: Decision) -> Result<Decision> {
+        match self.put_record(ObjectKind::Decision, &name.decision(), &decision.encode()?)? {
+            Put::Created => Ok(decision),
+            Put::Exists => Decision::decode(&self.get_record(ObjectKind::Decision, &name.decision())?.body),
+        }
+    }
+
+    /// Forgets a claim: a snapshot no longer counts, a pin no longer holds. Done already is done.
+    pub fn forget(&self, claim: ClaimName, now: Timestamp) -> Result<()> {
+        self.check_full("forget snapshots")?;
+        let body = Forget { time: now, claim }.encode()?;
+        match self.put_record(ObjectKind::Forget, &Forget::name(claim.id), &body)? {
+            Put::Created | Put::Exists => Ok(()),
+        }
+    }
+
+    /// Pins `snapshot` for as long as the pin lives. `NotFound` when it was forgotten. On a store that cannot be written reading
+    /// goes on without a pin, and [`Pin::warning`] says so.
+    pub fn pin(
+        self: &Arc<Self>,
+        snapshot: &Snapshot,
+        purpose: &str,
+        identity: &Identity,
+        now: Timestamp,
+    ) -> Result<Pin> {
+        let claim = Claim {
+            kind: ClaimKind::Pin { purpose: purpose.to_owned() },
+            time: now,
+            workload: snapshot.workload.clone(),
+            tags: Vec::new(),
+            identity: identity.clone(),
+            parents: vec![snapshot.id()],
+            extra: crate::cbor::Map::new(),
+        };
+        let mut pin = Pin { repo: Arc::clone(self), claim: None, warning: None, time: now };
+        match self.put_claim(&claim) {
+            Ok(name) => pin.claim = Some(name),
+            Err(e) => {
+                let why = std::error::Error::source(&e).map_or_else(String::new, |s| format!(" ({s})"));
+                pin.warning = Some(format!(
+                    "reading {}@{} without a pin, since the repository cannot be written: {e}{why}; a collector that runs \
+                     meanwhile may remove what is forgotten meanwhile",
+                    snapshot.workload,
+                    snapshot.time()
+                ));
+            }
+        }
+        if self.forgotten()?.contains(&snapshot.id()) {
+            return Err(Error::not_found(format!("{}@{} was forgotten", snapshot.workload, snapshot.time())));
+        }
+        Ok(pin)
+    }
+}
+
+impl Pin {
+    /// What to tell the user when there is no pin.
+    #[must_use]
+    pub fn warning(&self) -> Option<&str> {
+        self.warning.as_deref()
+    }
+
+    /// Ends the pin and says whether that worked.
+    pub fn release(mut self, now: Timestamp) -> Result<()> {
+        match self.claim.take() {
+            Some(claim) => self.repo.forget(claim, now),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Pin {
+    /// Ends the pin as well as can be: one that stays is forgotten by the janitor.
+    fn drop(&mut self) {
+        if let Some(claim) = self.claim.take() {
+            let _ = self.repo.forget(claim, self.time);
+        }
+    }
+}

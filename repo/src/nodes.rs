@@ -1,0 +1,222 @@
+//! Fetches disk-map nodes from tree packs, and keeps the decoded ones.
+//!
+//! Not here: chunks, and building maps. What holds: a node is decrypted, id-checked and decoded before anybody sees it; a node
+//! of the wrong level is `Corrupt`; the cache has a byte budget. No lock is held while a node is fetched, so that two threads
+//! may fetch one node at the same time: nodes are small and few.
+
+use crate::cache::Weighed;
+use crate::disk_map::{Child, Geometry, Leaf, NODE_MAX, Node, identity};
+use crate::error::{Error, Kind, Result};
+use crate::id::{NodeId, PackUid};
+use crate::location::{Location, PackKind};
+use crate::pack::OpenPack;
+use crate::repository::Repository;
+use crate::seal::Decompressor;
+use crate::snapshot::Disk;
+use crate::tree::Placed;
+use quick_cache::sync::Cache;
+use std::sync::{Arc, Mutex};
+
+/// How many tree packs' keys are kept.
+const OPEN_PACKS: usize = 256;
+
+/// Where nodes come from.
+pub(crate) struct Nodes {
+    repo: Arc<Repository>,
+    cache: Cache<NodeId, Arc<Node>, Weighed>,
+    packs: Cache<PackUid, Arc<OpenPack>>,
+    decompressor: Mutex<Decompressor>,
+}
+
+/// The root of a disk, decoded.
+#[derive(Clone, Debug)]
+pub(crate) struct Root {
+    geometry: Geometry,
+    node: Option<Arc<Node>>,
+}
+
+/// A leaf that was looked up.
+pub(crate) struct Found {
+    pub(crate) node: Arc<Node>,
+    /// Where its bytes lie; `None` for a leaf that is the root and lies in the claim.
+    pub(crate) stored: Option<Placed>,
+}
+
+impl Found {
+    pub(crate) fn leaf(&self) -> Result<&Leaf> {
+        match &*self.node {
+            Node::Leaf(leaf) => Ok(leaf),
+            Node::Inner(_) => Err(Error::internal("a leaf turned out to be an inner node")),
+        }
+    }
+}
+
+impl Root {
+    /// The root of nothing: every window is zero.
+    pub(crate) fn zero(geometry: Geometry) -> Self {
+        Root { geometry, node: None }
+    }
+
+    /// Decodes the root in a claim.
+    pub(crate) fn of(disk: &Disk, geometry: Geometry) -> Result<Self> {
+        if disk.root.is_empty() {
+            return Ok(Root::zero(geometry));
+        }
+        let node = Node::decode(&disk.root, geometry.window)?;
+        if node.level() != geometry.root_level(disk.size) {
+            return Err(Error::corrupt(format!(
+                "the root of disk '{}' has level {}, but {} bytes need level {}",
+                disk.name,
+                node.level(),
+                disk.size,
+                geometry.root_level(disk.size)
+            )));
+        }
+        Ok(Root { geometry, node: Some(Arc::new(node)) })
+    }
+}
+
+impl Nodes {
+    /// Keeps at most about `cache_bytes` of decoded nodes.
+    pub(crate) fn new(repo: Arc<Repository>, cache_bytes: u64) -> Result<Self> {
+        Ok(Nodes {
+            repo,
+            cache: crate::cache::weighed(cache_bytes, 4096),
+            packs: Cache::new(OPEN_PACKS),
+            decompressor: Mutex::new(Decompressor::new()?),
+        })
+    }
+
+    /// The leaf of `window`, `None` when it is zero.
+    pub(crate) fn leaf(&self, root: &Root, window: u64) -> Result<Option<Found>> {
+        self.walk(root, window, &|child, level| self.node(child, level).map(Some))
+    }
+
+    /// As [`Nodes::leaf`] from memory only. `Ok(None)`: a node on the way would have to be fetched.
+    pub(crate) fn cached_leaf(&self, root: &Root, window: u64) -> Result<Option<Option<Found>>> {
+        let missed = std::cell::Cell::new(false);
+        let found = self.walk(root, window, &|child, _| {
+            let node = self.cache.get(&child.id);
+            missed.set(node.is_none());
+            Ok(node)
+        })?;
+        Ok((!missed.get()).then_some(found))
+    }
+
+    fn walk(
+        &self,
+        root: &Root,
+        window: u64,
+        get: &dyn Fn(&Child, u8) -> Result<Option<Arc<Node>>>,
+    ) -> Result<Option<Found>> {
+        let Some(mut node) = root.node.clone() else { return Ok(None) };
+        if root.geometry.windows_of_level(node.level()) <= window {
+            return Ok(None);
+        }
+        let mut stored = None;
+        loop {
+            let child = match &*node {
+                Node::Leaf(_) => return Ok(Some(Found { node, stored })),
+                Node::Inner(inner) => match inner.child(root.geometry.slot(window, inner.level)) {
+                    Some(child) => *child,
+                    None => return Ok(None),
+                },
+            };
+            let Some(next) = get(&child, node.level() - 1)? else { return Ok(None) };
+            stored = Some(Placed { id: child.id, at: child.hint });
+            node = next;
+        }
+    }
+
+    /// The first window at or after `from` that is not zero, looking at no more nodes than lie on the way.
+    pub(crate) fn next_window(&self, root: &Root, from: u64) -> Result<Option<u64>> {
+        match &root.node {
+            Some(node) => self.next_in(root.geometry, node, 0, from),
+            None => Ok(None),
+        }
+    }
+
+    /// `base` is the first window that `node` covers.
+    fn next_in(&self, geometry: Geometry, node: &Node, base: u64, from: u64) -> Result<Option<u64>> {
+        let inner = match node {
+            Node::Leaf(_) => return Ok((from <= base).then_some(base)),
+            Node::Inner(inner) => inner,
+        };
+        let each = geometry.windows_of_level(inner.level - 1);
+        for child in &inner.children {
+            let start = base.saturating_add(u64::from(child.slot).saturating_mul(each));
+            if start.saturating_add(each) <= from {
+                continue;
+            }
+            // A node is never empty, so that one which lies wholly at or after `from` answers; only the first may not.
+            if inner.level == 1 {
+                return Ok(Some(start));
+            }
+            let node = self.node(child, inner.level - 1)?;
+            if let Some(found) = self.next_in(geometry, &node, start, from)? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The node that `child` names, which must have `level`.
+    pub(crate) fn node(&self, child: &Child, level: u8) -> Result<Arc<Node>> {
+        if let Some(node) = self.cache.get(&child.id) {
+            return Ok(node);
+        }
+        let at = &child.hint;
+        let object = crate::pack::name(PackKind::Tree, at.pack);
+        let read = || -> Result<Node> {
+            let raw = self.fetch(at)?;
+            if self.repo.keys().id_key().node_id(identity(&raw)?) != child.id {
+                return Err(Error::corrupt(format!("the bytes are not those of node {}", child.id)));
+            }
+            let node = Node::decode(&raw, self.repo.geometry().window)?;
+            if node.level() != level {
+                return Err(Error::corrupt(format!(
+                    "node {} has level {} where {level} is due",
+                    child.id,
+                    node.level()
+                )));
+            }
+            Ok(node)
+        };
+        let node = Arc::new(
+            read().map_err(|e| missing_is_corrupt(e).within(format_args!("{object} at offset {}", at.offset)))?,
+        );
+        self.cache.insert(child.id, Arc::clone(&node));
+        Ok(node)
+    }
+
+    fn fetch(&self, at: &Location) -> Result<Vec<u8>> {
+        if at.raw_len > NODE_MAX || at.stored_len > NODE_MAX + 16 {
+            return Err(Error::corrupt(format!("a node of {} bytes", at.raw_len)));
+        }
+        let pack = match self.packs.get(&at.pack) {
+            Some(pack) => pack,
+            None => {
+                let pack = Arc::new(self.repo.open_pack(PackKind::Tree, at.pack)?);
+                self.packs.insert(at.pack, Arc::clone(&pack));
+                pack
+            }
+        };
+        let mut sealed = vec![0; at.stored_len as usize];
+        self.repo.backend().get_range(
+            &crate::pack::name(PackKind::Tree, at.pack),
+            u64::from(at.offset),
+            &mut sealed,
+        )?;
+        let (codec, bytes) = pack.open_frame(at, &mut sealed)?;
+        let mut raw = Vec::new();
+        let mut decompressor =
+            self.decompressor.lock().map_err(|_| Error::internal("a thread died while decompressing a node"))?;
+        decompressor.decompress(codec, bytes, at.raw_len, &mut raw)?;
+        Ok(raw)
+    }
+}
+
+/// An object that a committed snapshot needs and that is not there is damage, not a question answered with no.
+pub(crate) fn missing_is_corrupt(e: Error) -> Error {
+    if e.kind() == Kind::NotFound { e.with_kind(Kind::Corrupt) } else { e }
+}

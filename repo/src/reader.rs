@@ -1,0 +1,419 @@
+//! CONDUCTOR of reads: a range of a disk -> its leaf -> its chunks -> cache, or pack -> frame -> decompress -> check -> bytes.
+//!
+//! ```text
+//!   DiskReader::read_at
+//!     nodes     which chunks (leaf of each window; hints say where)
+//!     cache     plaintext chunks, byte budget, one flight per missing chunk
+//!     fetch     neighbours in one pack by one GET; open frame, decompress, check id       (caller's thread and the pool)
+//!     readahead sequential streams fetch ahead, under one budget for the process
+//! ```
+//!
+//! Not here: the index, which reading does not need. What holds: a frame is authenticated and a chunk's id checked before its
+//! bytes are used for the first time; damage is an error that names object, offset, disk and range, and never zeroes; memory is
+//! the cache budget plus the readahead budget plus what callers hold. No lock is held over I/O.
+
+mod fetch;
+mod pool;
+mod readahead;
+
+use crate::disk_map::{Geometry, LeafContent, LeafEntry};
+use crate::error::{Error, Result};
+use crate::nodes::{Nodes, Root};
+use crate::repository::Repository;
+use crate::snapshot::Snapshot;
+use fetch::{Fetcher, Want};
+use readahead::Streams;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Budgets of a [`Reader`].
+#[derive(Clone, Copy, Debug)]
+pub struct ReaderOptions {
+    /// Bytes of plaintext chunks kept.
+    pub cache_bytes: u64,
+    /// Bytes that may be on their way ahead of sequential readers, for all of them together.
+    pub readahead_bytes: u64,
+    /// Threads that fetch ahead and help with long reads.
+    pub threads: usize,
+}
+
+impl Default for ReaderOptions {
+    fn default() -> Self {
+        let threads = std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(2, 16);
+        ReaderOptions { cache_bytes: 64 << 20, readahead_bytes: 16 << 20, threads }
+    }
+}
+
+/// Bytes of decoded nodes kept beside the chunks.
+const NODE_CACHE: u64 = 16 << 20;
+
+/// Reads disks of one repository; all its disks share caches, threads and budgets.
+pub struct Reader {
+    nodes: Nodes,
+    fetcher: Fetcher,
+    pool: pool::Pool,
+    readahead: readahead::Budget,
+    geometry: Geometry,
+}
+
+/// What a stretch of a disk is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapContent {
+    /// Stored chunks.
+    Data,
+    /// Reads as zeroes.
+    Zero,
+    /// The source could not be read here.
+    Unreadable,
+}
+
+/// A stretch of a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MapExtent {
+    /// In bytes.
+    pub range: Range<u64>,
+    /// What it is.
+    pub content: MapContent,
+}
+
+/// One disk of one snapshot.
+pub struct DiskReader {
+    reader: Arc<Reader>,
+    map: Arc<Map>,
+    streams: Streams,
+}
+
+/// What finding a disk's chunks takes; shared with the jobs that fetch ahead.
+struct Map {
+    /// "disk 'root' of web@2026-...": for errors.
+    title: String,
+    root: Root,
+    size: u64,
+    block_size: u32,
+}
+
+/// A chunk, or a part of one, that a read needs.
+struct Part {
+    want: Want,
+    /// Of the chunk's bytes.
+    from: usize,
+    /// Into the caller's buffer.
+    into: Range<usize>,
+    /// On the disk, for errors.
+    at: u64,
+}
+
+impl Reader {
+    /// A reader with budgets of its own.
+    pub fn new(repo: Arc<Repository>, options: ReaderOptions) -> Result<Arc<Self>> {
+        Ok(Arc::new(Reader {
+            geometry: repo.geometry(),
+            nodes: Nodes::new(Arc::clone(&repo), NODE_CACHE)?,
+            fetcher: Fetcher::new(repo, options.cache_bytes),
+            pool: pool::Pool::start(options.threads)?,
+            readahead: readahead::Budget::new(options.readahead_bytes),
+        }))
+    }
+
+    /// Opens a disk of a snapshot. Fetches nothing: the root lies in the claim.
+    pub fn disk(self: &Arc<Self>, snapshot: &Snapshot, name: &str) -> Result<DiskReader> {
+        let disk = snapshot.disk(name)?;
+        let title = format!("disk '{name}' of {}@{}", snapshot.workload, snapshot.time());
+        let root = Root::of(disk, self.geometry).map_err(|e| e.within(&title))?;
+        let map = Map { title, root, size: disk.size, block_size: disk.block_size };
+        Ok(DiskReader { reader: Arc::clone(self), map: Arc::new(map), streams: Streams::default() })
+    }
+}
+
+impl DiskReader {
+    /// Size in bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.map.size
+    }
+
+    /// Logical block size in bytes.
+    #[must_use]
+    pub fn block_size(&self) -> u32 {
+        self.map.block_size
+    }
+
+    /// Fills `out` from byte `offset` on. Ranges beyond the disk are `Invalid`.
+    pub fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+        self.check(offset, out.len())?;
+        if self.copy_cached(offset, out)? {
+            self.read_ahead(offset, out.len());
+            return Ok(());
+        }
+        self.read_ahead(offset, out.len());
+        let parts = self.reader.parts(&self.map, offset, out, true)?.unwrap_or_default();
+        let wants: Vec<Want> = parts.iter().map(|p| p.want).collect();
+        let chunks = self.reader.fetch_all(&wants);
+        for (part, chunk) in parts.iter().zip(chunks) {
+            let chunk = chunk.map_err(|e| self.map.place(e, part.at, part.into.len()))?;
+            copy_part(part, &chunk, out)?;
+        }
+        Ok(())
+    }
+
+    /// As [`DiskReader::read_at`] from memory only; `false`: something would have to be fetched, and `out` is undefined.
+    pub fn try_read_at(&self, offset: u64, out: &mut [u8]) -> Result<bool> {
+        self.check(offset, out.len())?;
+        let done = self.copy_cached(offset, out)?;
+        if done {
+            self.read_ahead(offset, out.len());
+        }
+        Ok(done)
+    }
+
+    /// Stretches that cover `range` from its start on, in order, without gaps and merged, at most `max` of them (at least one
+    /// for a range that is not empty), so perhaps less than all of it.
+    pub fn extents(&self, range: Range<u64>, max: usize) -> Result<Vec<MapExtent>> {
+        let len = range.end.checked_sub(range.start).unwrap_or(u64::MAX);
+        self.check(range.start, usize::try_from(len).unwrap_or(usize::MAX))?;
+        let mut extents = Extents { found: Vec::new(), at: range.start, end: range.end, max: max.max(1) };
+        let window_len = self.reader.geometry.window;
+        while extents.wants_more() {
+            let nodes = &self.reader.nodes;
+            let window =
+                nodes.next_window(&self.map.root, extents.at / window_len).map_err(|e| e.within(&self.map.title))?;
+            let Some(window) = window.filter(|w| w.saturating_mul(window_len) < range.end) else {
+                extents.push(range.end, MapContent::Zero);
+                break;
+            };
+            let base = window * window_len;
+            extents.push(base, MapContent::Zero);
+            if let Some(found) = nodes.leaf(&self.map.root, window).map_err(|e| e.within(&self.map.title))? {
+                for entry in &found.leaf()?.entries {
+                    if !extents.wants_more() {
+                        break;
+                    }
+                    extents.push(base + entry.start_bytes(), MapContent::Zero);
+                    let content = match entry.content {
+                        LeafContent::Chunk { .. } => MapContent::Data,
+                        LeafContent::Unreadable => MapContent::Unreadable,
+                    };
+                    extents.push(base + entry.end_bytes(), content);
+                }
+            }
+            extents.push(base.saturating_add(window_len), MapContent::Zero);
+        }
+        Ok(extents.found)
+    }
+
+    /// Starts fetching `range` into the cache, as far as the readahead budget allows. Returns at once.
+    pub fn prefetch(&self, range: Range<u64>) {
+        let end = range.end.min(self.map.size);
+        if range.start < end {
+            self.reader.fetch_ahead(&self.map, range.start..end);
+        }
+    }
+
+    fn check(&self, offset: u64, len: usize) -> Result<()> {
+        match offset.checked_add(len as u64) {
+            Some(end) if end <= self.map.size => Ok(()),
+            _ => Err(Error::invalid(format!(
+                "{len} bytes at offset {offset} lie beyond {}, which has {} bytes",
+                self.map.title, self.map.size
+            ))),
+        }
+    }
+
+    /// Copies from memory; `false` when a node or chunk is not there.
+    fn copy_cached(&self, offset: u64, out: &mut [u8]) -> Result<bool> {
+        let Some(parts) = self.reader.parts(&self.map, offset, out, false)? else { return Ok(false) };
+        for part in &parts {
+            let Some(chunk) = self.reader.fetcher.cached(&part.want) else { return Ok(false) };
+            copy_part(part, &chunk, out)?;
+        }
+        Ok(true)
+    }
+
+    fn read_ahead(&self, offset: u64, len: usize) {
+        if let Some(range) = self.streams.advance(offset, len as u64, self.map.size) {
+            let taken = self.reader.fetch_ahead(&self.map, range.clone());
+            self.streams.fetched_to(range.start, taken);
+        }
+    }
+}
+
+impl Reader {
+    /// The chunks that `out`, at `offset` of the disk, is made of. Fills the zero ranges of `out` on the way. `Ok(None)`: a node
+    /// would have to be fetched and `fetch` is false.
+    fn parts(&self, map: &Map, offset: u64, out: &mut [u8], fetch: bool) -> Result<Option<Vec<Part>>> {
+        let mut parts = Vec::new();
+        let end = offset + out.len() as u64;
+        let mut at = offset;
+        while at < end {
+            let window = at / self.geometry.window;
+            let base = window * self.geometry.window;
+            let window_end = base.saturating_add(self.geometry.window).min(end);
+            let found = if fetch {
+                self.nodes.leaf(&map.root, window).map_err(|e| map.place(e, at, 0))?
+            } else {
+                match self.nodes.cached_leaf(&map.root, window)? {
+                    Some(found) => found,
+                    None => return Ok(None),
+                }
+            };
+            if let Some(found) = &found {
+                let leaf = found.leaf()?;
+                for entry in leaf.entries.get(leaf.first_after(at - base)..).unwrap_or_default() {
+                    let start = base + entry.start_bytes();
+                    if start >= window_end {
+                        break;
+                    }
+                    zero(out, offset, at..start);
+                    let from = start.max(at);
+                    at = (base + entry.end_bytes()).min(window_end);
+                    parts.push(map.part(entry, start, from..at, offset)?);
+                }
+            }
+            zero(out, offset, at..window_end);
+            at = window_end;
+        }
+        Ok(Some(parts))
+    }
+
+    /// Fetches chunks: the first run of neighbours in the caller's thread, the others in the pool meanwhile.
+    fn fetch_all(self: &Arc<Self>, wants: &[Want]) -> Vec<Result<Arc<[u8]>>> {
+        let runs = fetch::runs(wants);
+        let (first, others) = match runs.split_first() {
+            Some((first, others)) => (first, others),
+            None => return Vec::new(),
+        };
+        let waiting: Vec<_> = others
+            .iter()
+            .map(|run| {
+                let (reader, run) = (Arc::clone(self), wants.get(run.clone()).unwrap_or_default().to_vec());
+                self.pool.ask(move |scratch| reader.fetcher.fetch(&run, scratch))
+            })
+            .collect();
+        let mut chunks =
+            self.pool.here(|scratch| self.fetcher.fetch(wants.get(first.clone()).unwrap_or_default(), scratch));
+        for answer in waiting {
+            chunks.extend(answer.wait());
+        }
+        // A job that died answers with nothing.
+        chunks.resize_with(wants.len(), || Err(Error::internal("a thread died while fetching chunks")));
+        chunks
+    }
+
+    /// Hands stretches of `range` to the pool while the budget lasts; returns the end of what was handed out.
+    fn fetch_ahead(self: &Arc<Self>, map: &Arc<Map>, range: Range<u64>) -> u64 {
+        let mut at = range.start;
+        while at < range.end {
+            let end = (at - at % readahead::PIECE + readahead::PIECE).min(range.end);
+            let Some(ticket) = self.readahead.take(end - at) else { break };
+            let (reader, map, piece) = (Arc::clone(self), Arc::clone(map), at..end);
+            let handed = self.pool.tell(move |scratch| {
+                // Advice: what fails here fails again, loudly, for the one who reads it.
+                let _ = reader.fetch_piece(&map, piece, scratch);
+                drop(ticket);
+            });
+            if !handed {
+                break;
+            }
+            at = end;
+        }
+        at
+    }
+
+    fn fetch_piece(&self, map: &Map, piece: Range<u64>, scratch: &mut fetch::Scratch) -> Result<()> {
+        let mut at = piece.start;
+        while at < piece.end {
+            let window = at / self.geometry.window;
+            let base = window * self.geometry.window;
+            let window_end = base.saturating_add(self.geometry.window).min(piece.end);
+            if let Some(found) = self.nodes.leaf(&map.root, window)? {
+                let leaf = found.leaf()?;
+                let entries = leaf.entries.get(leaf.first_after(at - base)..).unwrap_or_default();
+                let within = entries.iter().take_while(|e| base + e.start_bytes() < window_end);
+                let wants: Vec<Want> =
+                    within.filter_map(Want::of).filter(|w| self.fetcher.cached(w).is_none()).collect();
+                for run in fetch::runs(&wants) {
+                    for chunk in self.fetcher.fetch(wants.get(run).unwrap_or_default(), scratch) {
+                        chunk?;
+                    }
+                }
+            }
+            at = window_end;
+        }
+        Ok(())
+    }
+}
+
+impl Map {
+    /// The part of `entry`, which begins at byte `start` of the disk, that covers `range` of it.
+    fn part(&self, entry: &LeafEntry, start: u64, range: Range<u64>, offset: u64) -> Result<Part> {
+        let want = Want::of(entry).ok_or_else(|| {
+            let e = Error::corrupt("its source could not be read here when it was backed up");
+            self.place(e, range.start, 0)
+        })?;
+        let index = |n: u64| usize::try_from(n).map_err(|_| Error::internal("a read longer than memory"));
+        let into = index(range.start - offset)?..index(range.end - offset)?;
+        Ok(Part { want, from: index(range.start - start)?, into, at: range.start })
+    }
+
+    /// Says where on which disk an error struck.
+    fn place(&self, e: Error, at: u64, len: usize) -> Error {
+        match len {
+            0 => e.within(format_args!("{} at byte {at}", self.title)),
+            len => e.within(format_args!("{} bytes {at} to {}", self.title, at + len as u64)),
+        }
+    }
+}
+
+fn copy_part(part: &Part, chunk: &[u8], out: &mut [u8]) -> Result<()> {
+    let into = out.get_mut(part.into.clone());
+    let from = chunk.get(part.from..part.from + part.into.len());
+    match (into, from) {
+        (Some(into), Some(from)) => into.copy_from_slice(from),
+        _ => return Err(Error::internal("a chunk shorter than its entry")),
+    }
+    Ok(())
+}
+
+/// Zeroes the bytes of `out`, which begins at `offset`, that lie in `range`; nothing when the range is empty.
+fn zero(out: &mut [u8], offset: u64, range: Range<u64>) {
+    let index = |n: u64| usize::try_from(n.saturating_sub(offset)).unwrap_or(usize::MAX);
+    if range.start < range.end
+        && let Some(part) = out.get_mut(index(range.start)..index(range.end))
+    {
+        part.fill(0);
+    }
+}
+
+/// Collects extents, merging neighbours.
+struct Extents {
+    found: Vec<MapExtent>,
+    at: u64,
+    end: u64,
+    max: usize,
+}
+
+impl Extents {
+    /// Whether part of the range is not covered yet. When `max` extents are complete, the range is cut short where the next
+    /// one would begin.
+    fn wants_more(&self) -> bool {
+        self.at < self.end
+    }
+
+    /// Everything up to `to` that was not reported yet is `content`.
+    fn push(&mut self, to: u64, content: MapContent) {
+        let to = to.min(self.end);
+        if to <= self.at {
+            return;
+        }
+        let full = self.found.len() == self.max;
+        match self.found.last_mut() {
+            Some(last) if last.content == content => last.range.end = to,
+            _ if full => {
+                self.end = self.at;
+                return;
+            }
+            _ => self.found.push(MapExtent { range: self.at..to, content }),
+        }
+        self.at = to;
+    }
+}

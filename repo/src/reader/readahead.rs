@@ -1,0 +1,165 @@
+//! Notices sequential readers and says what to fetch ahead of them, under one budget.
+//!
+//! Not here: fetching. What holds: bytes on their way ahead never exceed the budget of the process, however many disks and
+//! readers there are; a random reader costs one short lock and fetches nothing ahead.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What one job fetches, in bytes of the disk, aligned.
+pub(super) const PIECE: u64 = 1 << 20;
+/// First window of a stream that turned out sequential.
+const FIRST: u64 = 1 << 20;
+/// Largest window of a stream.
+const LAST: u64 = 8 << 20;
+/// How far a read may lie from where its stream ended, either way: kernels and parallel clients reorder.
+const TOLERANCE: u64 = 1 << 20;
+/// Streams that one disk is watched for.
+const STREAMS: usize = 16;
+
+/// Bytes that may be on their way, for all disks of a reader.
+pub(super) struct Budget {
+    most: u64,
+    taken: Arc<AtomicU64>,
+}
+
+/// A part of the budget; given back when dropped.
+pub(super) struct Ticket {
+    bytes: u64,
+    taken: Arc<AtomicU64>,
+}
+
+impl Budget {
+    pub(super) fn new(most: u64) -> Self {
+        Budget { most, taken: Arc::default() }
+    }
+
+    pub(super) fn take(&self, bytes: u64) -> Option<Ticket> {
+        let fits = |taken: u64| taken.checked_add(bytes).filter(|sum| *sum <= self.most);
+        self.taken.fetch_update(Relaxed, Relaxed, fits).ok()?;
+        Some(Ticket { bytes, taken: Arc::clone(&self.taken) })
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.taken.fetch_sub(self.bytes, Relaxed);
+    }
+}
+
+/// The readers of one disk, as far as they can be told apart.
+#[derive(Default)]
+pub(super) struct Streams(Mutex<Vec<Stream>>);
+
+#[derive(Clone, Copy)]
+struct Stream {
+    /// End of the last read.
+    next: u64,
+    /// How far to fetch ahead; 0 for a reader that was seen once.
+    window: u64,
+    /// End of what was handed out.
+    ahead: u64,
+}
+
+impl Streams {
+    /// Takes note of a read; the range to fetch ahead of it, if any.
+    pub(super) fn advance(&self, offset: u64, len: u64, size: u64) -> Option<Range<u64>> {
+        let mut streams = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let end = offset.saturating_add(len);
+        let near = |s: &Stream| match s.window {
+            0 => s.next == offset,
+            _ => s.next.saturating_sub(TOLERANCE) <= offset && offset <= s.next.saturating_add(TOLERANCE),
+        };
+        // Most recently used first.
+        let Some(i) = streams.iter().position(near) else {
+            streams.truncate(STREAMS - 1);
+            streams.insert(0, Stream { next: end, window: 0, ahead: end });
+            return None;
+        };
+        streams.get_mut(..=i)?.rotate_right(1);
+        let stream = streams.first_mut()?;
+        stream.next = stream.next.max(end);
+        // Ask again only when half of the window was used, so that pieces stay large.
+        let target = stream.next.saturating_add(stream.window.max(FIRST)).min(size);
+        let start = stream.ahead.max(end);
+        if stream.window > 0 && start.saturating_add(stream.window / 2) > target {
+            return None;
+        }
+        stream.window = (stream.window * 2).clamp(FIRST, LAST);
+        let target = stream.next.saturating_add(stream.window).min(size);
+        (start < target).then_some(start..target)
+    }
+
+    /// Only up to `to` was handed out of the range that began at `start`.
+    pub(super) fn fetched_to(&self, start: u64, to: u64) {
+        let mut streams = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(stream) =
+            streams.iter_mut().find(|s| s.ahead.max(s.next) >= start && s.next.saturating_sub(LAST) <= start)
+        {
+            stream.ahead = stream.ahead.max(to);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: u64 = 1 << 30;
+
+    #[test]
+    fn a_sequential_reader_is_kept_ahead_of() {
+        let streams = Streams::default();
+        let mut ahead = 0;
+        for i in 0..2000u64 {
+            let offset = i * 65_536;
+            if i > 64 {
+                assert!(ahead > offset, "read {i} was not fetched ahead");
+            }
+            if let Some(range) = streams.advance(offset, 65_536, SIZE) {
+                assert!(range.start >= ahead && range.end <= SIZE && range.end - range.start <= LAST, "{range:?}");
+                ahead = range.end;
+                streams.fetched_to(range.start, range.end);
+            }
+        }
+    }
+
+    #[test]
+    fn random_readers_fetch_nothing_ahead() {
+        let streams = Streams::default();
+        let mut at = 1u64;
+        for _ in 0..10_000 {
+            at = at.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let offset = (at >> 34) << 12;
+            // Two reads next to each other by chance are not asserted away: a window of one stream at most.
+            let _ = streams.advance(offset % SIZE, 4096, SIZE);
+        }
+        assert!(streams.0.lock().unwrap().len() <= STREAMS);
+    }
+
+    #[test]
+    fn several_sequential_readers_are_told_apart() {
+        let streams = Streams::default();
+        let mut asked = [0u64; 8];
+        for i in 0..200u64 {
+            for (k, asked) in asked.iter_mut().enumerate() {
+                let base = k as u64 * (100 << 20);
+                if let Some(range) = streams.advance(base + i * 4096, 4096, SIZE) {
+                    streams.fetched_to(range.start, range.end);
+                    *asked += range.end - range.start;
+                }
+            }
+        }
+        assert!(asked.iter().all(|a| *a >= FIRST), "{asked:?}");
+    }
+
+    #[test]
+    fn the_budget_is_kept_and_given_back() {
+        let budget = Budget::new(3 * PIECE);
+        let tickets: Vec<_> = (0..5).filter_map(|_| budget.take(PIECE)).collect();
+        assert_eq!(tickets.len(), 3);
+        drop(tickets);
+        assert!(budget.take(3 * PIECE).is_some());
+    }
+}

@@ -1,0 +1,307 @@
+//! Places chunks and nodes into packs, uploads the packs, and publishes index deltas: the one thread that all workers feed.
+//!
+//! ```text
+//!   chunk, node -> seal into the open pack -> (full) upload thread -> durable -> (1/4 GiB or 30 s) index delta -> index
+//! ```
+//!
+//! Not here: cutting and compressing; when to commit. What holds: a place handed out is remembered in [`Pending`] until the
+//! index has it, so that one run never stores a chunk twice; an index delta names durable packs only; at most three packs are in
+//! memory (open, waiting, uploading) plus one of nodes; every pack that is relied on is in [`Packer::relied_on`].
+
+use super::{Progress, WriterOptions};
+use crate::backend::Put;
+use crate::crypto::Codec;
+use crate::disk_map::identity;
+use crate::error::{Error, Kind, Result};
+use crate::id::{ChunkId, PackUid};
+use crate::index::{Index, Trust};
+use crate::index_delta::{IndexDelta, PackEntries};
+use crate::location::{IndexKey, Location, PackKind, Stored};
+use crate::pack::{FinishedPack, PackBuilder, PackOptions};
+use crate::repository::Repository;
+use crate::seal::Compressor;
+use crate::sealed::ObjectKind;
+use crate::tree::Placed;
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Stored bytes after which a delta is due, so that a killed run does not upload them again.
+const DELTA_BYTES: u64 = 256 << 20;
+/// Time after which a delta is due, if there is anything to say.
+const DELTA_AGE: Duration = Duration::from_secs(30);
+/// Node packs are small: a few nodes a gigabyte.
+const TREE_PACK: usize = 8 << 20;
+
+/// Chunks that this run has placed and that the index does not know yet.
+#[derive(Default)]
+pub(super) struct Pending(RwLock<HashMap<IndexKey, Location>>);
+
+impl Pending {
+    pub(super) fn get(&self, id: &ChunkId) -> Result<Option<Location>> {
+        Ok(self.0.read().map_err(|_| died())?.get(&IndexKey::of(&id.0)).copied())
+    }
+}
+
+pub(super) struct Packer {
+    repo: Arc<Repository>,
+    index: Arc<Index>,
+    trust: Trust,
+    options: WriterOptions,
+    progress: Arc<Progress>,
+    pending: Arc<Pending>,
+    data: Option<PackBuilder>,
+    tree: Option<PackBuilder>,
+    /// Nodes placed by this run and not yet in the index.
+    nodes: HashMap<IndexKey, Location>,
+    compressor: Compressor,
+    uploads: Option<Sender<FinishedPack>>,
+    done: Receiver<Result<(PackEntries, Vec<u8>)>>,
+    /// Finished packs' buffers, to be filled again.
+    buffers: Vec<Vec<u8>>,
+    in_flight: usize,
+    uploader: Option<JoinHandle<()>>,
+    /// Durable, not yet in a delta.
+    durable: Vec<PackEntries>,
+    durable_bytes: u64,
+    last_delta: Instant,
+    next_delta: u64,
+    relied_on: HashSet<(PackKind, PackUid)>,
+}
+
+impl Packer {
+    pub(super) fn start(
+        repo: &Arc<Repository>,
+        index: &Arc<Index>,
+        trust: Trust,
+        options: WriterOptions,
+        progress: &Arc<Progress>,
+    ) -> Result<Self> {
+        // One pack waits while one is uploaded; more would only take memory.
+        let (uploads, queue) = bounded::<FinishedPack>(1);
+        let (finished, done) = unbounded();
+        let (backend, dry_run) = (repo.shared_backend(), options.dry_run);
+        let upload = move |pack: FinishedPack| -> Result<(PackEntries, Vec<u8>)> {
+            if !dry_run && backend.put(&pack.name, &[&pack.bytes])? == Put::Exists {
+                return Err(Error::internal(format!("{} exists although its name is random", pack.name)));
+            }
+            let entries = PackEntries::new(pack.uid, pack.kind, pack.bytes.len() as u64, pack.signer, &pack.entries);
+            Ok((entries, pack.bytes))
+        };
+        let uploader = std::thread::Builder::new()
+            .name("upload".into())
+            .spawn(move || {
+                for pack in queue {
+                    if finished.send(upload(pack)).is_err() {
+                        break;
+                    }
+                }
+            })
+            .map_err(|e| Error::new(Kind::Unavailable, "starting a thread").with_source(e))?;
+        Ok(Packer {
+            next_delta: next_delta(repo)?,
+            repo: Arc::clone(repo),
+            index: Arc::clone(index),
+            trust,
+            compressor: Compressor::new(options.compression_level)?,
+            options,
+            progress: Arc::clone(progress),
+            pending: Arc::default(),
+            data: None,
+            tree: None,
+            nodes: HashMap::new(),
+            uploads: Some(uploads),
+            done,
+            buffers: Vec::new(),
+            in_flight: 0,
+            uploader: Some(uploader),
+            durable: Vec::new(),
+            durable_bytes: 0,
+            last_delta: Instant::now(),
+            relied_on: HashSet::new(),
+        })
+    }
+
+    pub(super) fn pending(&self) -> Arc<Pending> {
+        Arc::clone(&self.pending)
+    }
+
+    /// Places a compressed chunk, unless another worker was faster.
+    pub(super) fn chunk(&mut self, id: ChunkId, codec: Codec, raw_len: u32, bytes: &[u8]) -> Result<Location> {
+        if let Some(at) = self.pending.get(&id)? {
+            return Ok(at);
+        }
+        let at = self.append(Stored::Chunk(id), codec, raw_len, bytes)?;
+        self.pending.0.write().map_err(|_| died())?.insert(IndexKey::of(&id.0), at);
+        self.progress.new_chunks.fetch_add(1, Relaxed);
+        self.progress.new_raw.fetch_add(u64::from(raw_len), Relaxed);
+        self.progress.new_stored.fetch_add(u64::from(at.stored_len), Relaxed);
+        self.collect_uploads(false)?;
+        Ok(at)
+    }
+
+    /// Stores a node's raw bytes, or finds the node stored.
+    pub(super) fn node(&mut self, raw: &[u8]) -> Result<Placed> {
+        let id = self.repo.keys().id_key().node_id(identity(raw)?);
+        let stored = Stored::Node(id);
+        let known = match self.nodes.get(&stored.key()) {
+            Some(at) => Some(*at),
+            None => self.index.lookup(&stored, &self.trust)?,
+        };
+        if let Some(at) = known {
+            self.rely_on(PackKind::Tree, at.pack);
+            return Ok(Placed { id, at });
+        }
+        let raw_len = u32::try_from(raw.len()).map_err(|_| Error::internal("a node of 4 GiB"))?;
+        let (codec, bytes) = self.compressor.compress(raw)?;
+        let bytes = bytes.to_vec();
+        let at = self.append(stored, codec, raw_len, &bytes)?;
+        self.nodes.insert(stored.key(), at);
+        Ok(Placed { id, at })
+    }
+
+    /// Notes that the snapshot needs this pack, so that the commit checks it.
+    pub(super) fn rely_on(&mut self, kind: PackKind, pack: PackUid) {
+        self.relied_on.insert((kind, pack));
+    }
+
+    /// Everything the snapshot relies on, but for subtrees of its parents.
+    pub(super) fn relied_on(&self) -> &HashSet<(PackKind, PackUid)> {
+        &self.relied_on
+    }
+
+    /// Closes and uploads the open packs, waits for all, and publishes them.
+    pub(super) fn finish(&mut self) -> Result<()> {
+        for kind in PackKind::ALL {
+            self.close(kind)?;
+        }
+        self.collect_uploads(true)?;
+        self.publish()
+    }
+
+    fn slot(&mut self, kind: PackKind) -> &mut Option<PackBuilder> {
+        match kind {
+            PackKind::Data => &mut self.data,
+            PackKind::Tree => &mut self.tree,
+        }
+    }
+
+    fn append(&mut self, stored: Stored, codec: Codec, raw_len: u32, bytes: &[u8]) -> Result<Location> {
+        let kind = stored.pack_kind();
+        let target = match kind {
+            PackKind::Data => self.options.pack_bytes,
+            PackKind::Tree => TREE_PACK,
+        };
+        if self.slot(kind).is_none() {
+            // Room for the chunk that fills it, and for the table of contents.
+            let target_len = target + target / 16 + bytes.len();
+            let options = PackOptions { kind, aead: self.repo.descriptor().aead, target_len };
+            let buffer = if kind == PackKind::Data { self.buffers.pop() } else { None };
+            let builder = PackBuilder::new(self.repo.keys(), options, buffer.unwrap_or_default(), self.repo.entropy())?;
+            self.rely_on(kind, builder.uid());
+            *self.slot(kind) = Some(builder);
+        }
+        let builder = self.slot(kind).as_mut().ok_or_else(|| Error::internal("no open pack"))?;
+        let at = builder.append(stored, codec, raw_len, bytes)?;
+        if builder.len() >= target {
+            self.close(kind)?;
+        }
+        Ok(at)
+    }
+
+    fn close(&mut self, kind: PackKind) -> Result<()> {
+        let Some(builder) = self.slot(kind).take() else { return Ok(()) };
+        let pack = builder.finish()?;
+        let uploads = self.uploads.as_ref().ok_or_else(|| Error::internal("uploading after the end"))?;
+        uploads.send(pack).map_err(|_| died())?;
+        self.in_flight += 1;
+        Ok(())
+    }
+
+    /// Takes note of finished uploads, of all of them when `wait` is set, and publishes a delta when one is due.
+    fn collect_uploads(&mut self, wait: bool) -> Result<()> {
+        while self.in_flight > 0 {
+            let answer = if wait { self.done.recv().ok() } else { self.done.try_recv().ok() };
+            let Some(answer) = answer else {
+                if wait {
+                    return Err(died());
+                }
+                break;
+            };
+            self.in_flight -= 1;
+            let (entries, mut buffer) = answer?;
+            self.durable_bytes += entries.object_len;
+            self.durable.push(entries);
+            if self.buffers.is_empty() {
+                buffer.clear();
+                self.buffers.push(buffer);
+            }
+        }
+        let due = self.durable_bytes >= DELTA_BYTES || self.last_delta.elapsed() >= DELTA_AGE;
+        if due && !self.durable.is_empty() { self.publish() } else { Ok(()) }
+    }
+
+    /// Writes an index delta over the durable packs and tells the index.
+    fn publish(&mut self) -> Result<()> {
+        if self.durable.is_empty() {
+            return Ok(());
+        }
+        let delta = IndexDelta { superseded: Vec::new(), packs: std::mem::take(&mut self.durable) };
+        self.durable_bytes = 0;
+        self.last_delta = Instant::now();
+        if self.options.dry_run {
+            self.index.record(&delta.packs)?;
+        } else {
+            let body = delta.encode()?;
+            let name = loop {
+                let name = delta_name(&self.repo, self.next_delta);
+                self.next_delta += 1;
+                // Another process with the same key may be publishing: its name is taken, the next one may be free.
+                if self.repo.put_record(ObjectKind::IndexDelta, &name, &body)? == Put::Created {
+                    break name;
+                }
+            };
+            self.index.published(&name, &delta)?;
+        }
+        let mut pending = self.pending.0.write().unwrap_or_else(PoisonError::into_inner);
+        for entry in delta.packs.iter().flat_map(|p| &p.entries) {
+            pending.remove(&entry.key);
+            self.nodes.remove(&entry.key);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Packer {
+    /// Waits for the upload that is under way: nothing goes on behind the caller's back.
+    fn drop(&mut self) {
+        self.uploads = None;
+        if let Some(uploader) = self.uploader.take() {
+            let _ = uploader.join();
+        }
+    }
+}
+
+/// The first number that no delta of this signer has.
+fn next_delta(repo: &Repository) -> Result<u64> {
+    let prefix = format!("index/{}-", repo.keys().signer().id());
+    let mut next = 0;
+    repo.backend().list("index/", &mut |object| {
+        if let Some(seq) = object.name.strip_prefix(&prefix).and_then(|hex| u64::from_str_radix(hex, 16).ok()) {
+            next = next.max(seq.saturating_add(1));
+        }
+        Ok(())
+    })?;
+    Ok(next)
+}
+
+fn delta_name(repo: &Repository, seq: u64) -> String {
+    format!("index/{}-{seq:016x}", repo.keys().signer().id())
+}
+
+fn died() -> Error {
+    Error::internal("a thread of the backup died")
+}

@@ -1,0 +1,44 @@
+//! Runs the contract of storage over every implementation of the repository room.
+
+use coffer_repo::backend::faulty::{Faulty, Plan};
+use coffer_repo::backend::local::Local;
+use coffer_repo::backend::memory::Memory;
+use coffer_tests::contract;
+use std::panic::catch_unwind;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+#[test]
+fn local_keeps_the_contract() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = AtomicU32::new(0);
+    contract::run(&|| {
+        let number = made.fetch_add(1, Ordering::Relaxed);
+        Box::new(Local::create(&folder.path().join(number.to_string())).unwrap())
+    });
+}
+
+#[test]
+fn memory_keeps_the_contract() {
+    contract::run(&|| Box::new(Memory::default()));
+}
+
+#[test]
+fn a_faulty_store_without_faults_keeps_the_contract() {
+    contract::run(&|| Box::new(Faulty::new(Memory::default(), Plan::default())));
+}
+
+#[test]
+fn the_suite_catches_a_store_that_breaks_the_contract() {
+    let seed = 0xc0ffe4;
+    let sound = Plan { seed, ..Plan::default() };
+    let broken = [
+        Plan { flip: 20, ..sound.clone() },
+        Plan { truncate: 20, ..sound.clone() },
+        Plan { fail_after: 20, ..sound.clone() },
+        Plan { listing_delay: 3, ..sound },
+    ];
+    for plan in broken {
+        let breach = catch_unwind(|| contract::run(&|| Box::new(Faulty::new(Memory::default(), plan.clone()))));
+        assert!(breach.is_err(), "not caught: {plan:?}");
+    }
+}
