@@ -3,11 +3,14 @@
 //! Not here: names of files, inodes, refreshing. What holds: a [`Pinned`] point stays readable until it is dropped, even
 //! when it is forgotten meanwhile; a point's content never changes.
 
-use crate::Result;
+use crate::{Error, Result};
 use coffer_gateway::BlockDevice;
 use coffer_repo::id::SnapshotId;
 use coffer_repo::time::Timestamp;
 use std::sync::Arc;
+
+/// Where errors and warnings go that no caller waits for. Called from several threads at once.
+pub type Report = Arc<dyn Fn(&Error) + Send + Sync>;
 
 /// A committed snapshot, as far as a listing shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,7 +47,4 @@ pub trait Catalog: Send + Sync {
 pub trait Pinned: Send + Sync {
     /// Opens the disk of that name, read-only.
     fn open(&self, disk: &str) -> Result<Arc<dyn BlockDevice>>;
-
-    /// What the user should know about this hold, such as that the store cannot be written and nothing is held at all.
-    fn warning(&self) -> Option<&str>;
 }

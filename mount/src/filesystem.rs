@@ -4,9 +4,8 @@
 //! snapshot with open disks is pinned once; a listing that fails leaves the one before in place, and is reported; bytes
 //! that cannot be read are an error, never zeroes and never a short read.
 
-use crate::catalog::{Catalog, Pinned, Point};
+use crate::catalog::{Catalog, Pinned, Point, Report};
 use crate::handle::{Handle, Handles};
-use crate::session::Report;
 use crate::tree::{Attributes, Inode, Listing, Tree};
 use crate::{Error, Result};
 use coffer_gateway::{BlockDevice, Content};
@@ -207,9 +206,6 @@ impl SnapshotFilesystem {
             return Ok(pin);
         }
         let fresh = self.catalog.pin(point)?;
-        if let Some(warning) = fresh.warning() {
-            self.report(&Error::new(crate::Kind::Unavailable, warning));
-        }
         let mut pins = self.pins();
         // Somebody may have been as quick: theirs is kept, ours is dropped, after the lock.
         if let Some(theirs) = pins.get(&point.id).and_then(Weak::upgrade) {
@@ -236,7 +232,7 @@ impl SnapshotFilesystem {
 }
 
 #[cfg(test)]
-#[path = "../tests/bytes_device/mod.rs"]
+#[path = "../tests/fuse/bytes_device.rs"]
 mod bytes_device;
 
 #[cfg(test)]
@@ -264,7 +260,7 @@ mod tests {
     fn filesystem(catalog: Arc<dyn Catalog>) -> (SnapshotFilesystem, Arc<Mutex<Vec<String>>>) {
         let reported = Arc::new(Mutex::new(Vec::new()));
         let sink = Arc::clone(&reported);
-        let report: Report = Box::new(move |e| sink.lock().unwrap().push(e.to_string()));
+        let report: Report = Arc::new(move |e| sink.lock().unwrap().push(e.to_string()));
         (SnapshotFilesystem::new(catalog, Duration::ZERO, report).unwrap(), reported)
     }
 
@@ -481,7 +477,7 @@ mod tests {
         flaky.is_down.store(true, Ordering::Relaxed);
         assert!(find(&filesystem, &["w"]).is_some());
         assert!(reported.lock().unwrap()[0].contains("does not answer"));
-        let report: Report = Box::new(|_| ());
+        let report: Report = Arc::new(|_| ());
         assert!(SnapshotFilesystem::new(flaky, Duration::ZERO, report).is_err(), "a mount begins with a listing");
     }
 }

@@ -5,7 +5,7 @@
 //!                           |
 //!                       filesystem.rs        what a call means: refresh, open, read, seek
 //!                       /       |     \
-//!                  tree.rs  handle.rs  catalog.rs (seam) <-- repository, memory (tests)
+//!                  tree.rs  handle.rs  catalog.rs (seam) <-- repository_catalog.rs, memory_catalog.rs (tests)
 //!                      |
 //!                  file_name.rs
 //!
@@ -24,9 +24,11 @@ mod fuse;
 mod handle;
 pub mod memory_catalog;
 mod mount_point;
+pub mod repository_catalog;
 pub mod session;
 mod tree;
 
-pub use catalog::{Catalog, Pinned, Point, PointDisk};
+pub use catalog::{Catalog, Pinned, Point, PointDisk, Report};
 pub use coffer_gateway::{Error, Kind, Result};
-pub use session::{Detached, MountOptions, Report, Session};
+pub use repository_catalog::RepositoryCatalog;
+pub use session::{Detached, MountOptions, Session};

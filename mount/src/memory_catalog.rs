@@ -77,10 +77,6 @@ impl Pinned for MemoryPin {
             found.ok_or_else(|| Error::not_found(format!("snapshot {} has no disk {disk}", self.point.id)))?;
         Ok(Arc::clone(device))
     }
-
-    fn warning(&self) -> Option<&str> {
-        None
-    }
 }
 
 impl Drop for MemoryPin {

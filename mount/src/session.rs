@@ -4,7 +4,7 @@
 //! tree can be used; the session ends when it is unmounted by anybody and the last open file is closed; all pins are
 //! let go of before [`Session::wait`] returns.
 
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Report};
 use crate::filesystem::SnapshotFilesystem;
 use crate::fuse::{Adaptor, Ownership};
 pub use crate::mount_point::Detached;
@@ -17,9 +17,6 @@ use std::time::Duration;
 /// How far the kernel may read ahead. Measured over a device that answers after 5 ms, in order: 128 KiB 46 MB/s, 1 MiB 256
 /// MB/s. More makes a random fault in a mapped file dearer than it is worth.
 const READ_AHEAD_KIB: u32 = 1024;
-
-/// Where errors and warnings go that the kernel has no words for. Called from several threads.
-pub type Report = Box<dyn Fn(&Error) + Send + Sync>;
 
 /// How to mount.
 #[derive(Clone, Copy, Debug)]

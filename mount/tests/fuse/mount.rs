@@ -1,15 +1,7 @@
-//! The mount through a real kernel: needs `/dev/fuse`, root, and the programs cp, cmp, dd, find, fio, fusermount3, ls,
-//! qemu-img, setpriv and unshare. Nothing is skipped when one is missing.
+//! The mount over devices in memory: names, bytes, holes, coming and going, stopping. Needs the programs cmp, cp, dd, find, fio,
+//! fusermount3, ls, mknod, mount, qemu-img, setpriv, umount and unshare.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "all of this is test code, though clippy only takes #[test] for it"
-)]
-
-mod bytes_device;
-
-use bytes_device::{BytesDevice, Random};
+use crate::bytes_device::{BytesDevice, Random};
 use coffer_gateway::BlockDevice;
 use coffer_mount::memory_catalog::MemoryCatalog;
 use coffer_mount::{Detached, Kind, MountOptions, Point, PointDisk, Report, Session};
@@ -80,7 +72,7 @@ impl Mounted {
 fn mount(directory: &Path, catalog: &Arc<MemoryCatalog>, refresh: Duration) -> (Session, Arc<Mutex<Vec<String>>>) {
     let reported = Arc::new(Mutex::new(Vec::new()));
     let sink = Arc::clone(&reported);
-    let report: Report = Box::new(move |e| sink.lock().unwrap().push(format!("{e:?}")));
+    let report: Report = Arc::new(move |e| sink.lock().unwrap().push(format!("{e:?}")));
     let options = MountOptions { refresh, ..MountOptions::default() };
     (Session::mount(directory, Arc::<MemoryCatalog>::clone(catalog), options, report).unwrap(), reported)
 }
@@ -409,7 +401,7 @@ fn a_mount_point_has_to_be_a_free_directory() {
     let catalog = Arc::new(MemoryCatalog::default());
     let refused = |directory: &Path| {
         let options = MountOptions::default();
-        let report: Report = Box::new(|e| panic!("{e}"));
+        let report: Report = Arc::new(|e| panic!("{e}"));
         let refused = Session::mount(directory, Arc::<MemoryCatalog>::clone(&catalog), options, report).err().unwrap();
         (refused.kind(), refused.to_string())
     };
@@ -440,7 +432,7 @@ const AS_NOBODY: &str = "
     mount -t tmpfs -o mode=755 tmpfs dev
     mknod -m 666 dev/fuse c 10 229
     mount --bind dev/fuse /dev/fuse
-    exec setpriv --reuid=65534 --regid=65534 --clear-groups \"$1\" --exact without_privileges --ignored --nocapture
+    exec setpriv --reuid=65534 --regid=65534 --clear-groups \"$1\" --exact mount::without_privileges --ignored --nocapture
 ";
 
 /// Runs the test below as another user.
@@ -480,7 +472,7 @@ fn without_privileges() {
 
     let options = MountOptions { allow_other: true, ..MountOptions::default() };
     let directory = TempDir::new().unwrap();
-    let refused = Session::mount(directory.path(), Arc::new(MemoryCatalog::default()), options, Box::new(|_| ()));
+    let refused = Session::mount(directory.path(), Arc::new(MemoryCatalog::default()), options, Arc::new(|_| ()));
     let text = refused.err().unwrap().to_string();
     assert!(text.contains("user_allow_other"), "{text}");
 }
