@@ -1,30 +1,37 @@
-//! A disk of a snapshot as a block device: read-only, by the repository's reader.
+//! A disk of a snapshot as a read-only block device.
 //!
-//! Not here: pinning the snapshot; whoever opens the device holds the pin.
+//! Not here: reading ([`coffer_repo::reader`]). What holds: the snapshot is pinned for as long as the device lives, if the store
+//! can be written; what it holds never changes.
 
-use crate::Result;
 use crate::device::{BlockDevice, Content, Extent};
+use crate::{Error, Kind, Result};
+use coffer_repo::catalog::Pin;
 use coffer_repo::reader::{DiskReader, MapContent};
 use std::ops::Range;
+use std::sync::Arc;
 
-/// A [`DiskReader`] behind the seam of every door.
-pub struct SnapshotDevice(DiskReader);
+/// A disk of a snapshot.
+pub struct SnapshotDevice {
+    disk: DiskReader,
+    /// Shared by the devices of one snapshot; ends with the last of them.
+    _pin: Option<Arc<Pin>>,
+}
 
 impl SnapshotDevice {
-    /// The device over `disk`.
+    /// A device over `disk`, which `pin` holds.
     #[must_use]
-    pub fn new(disk: DiskReader) -> Self {
-        SnapshotDevice(disk)
+    pub fn new(disk: DiskReader, pin: Option<Arc<Pin>>) -> Self {
+        SnapshotDevice { disk, _pin: pin }
     }
 }
 
 impl BlockDevice for SnapshotDevice {
     fn size(&self) -> u64 {
-        self.0.size()
+        self.disk.size()
     }
 
     fn block_size(&self) -> u32 {
-        self.0.block_size()
+        self.disk.block_size()
     }
 
     fn is_read_only(&self) -> bool {
@@ -32,27 +39,32 @@ impl BlockDevice for SnapshotDevice {
     }
 
     fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<()> {
-        self.0.read_at(offset, out)
+        self.disk.read_at(offset, out)
     }
 
     fn try_read_at(&self, offset: u64, out: &mut [u8]) -> Result<bool> {
-        self.0.try_read_at(offset, out)
+        self.disk.try_read_at(offset, out)
     }
 
     fn extents(&self, range: Range<u64>, max: usize) -> Result<Vec<Extent>> {
-        let found = self.0.extents(range, max)?;
-        let extent = |content, range| Extent { range, content };
-        Ok(found
-            .into_iter()
-            .map(|e| match e.content {
-                MapContent::Data => extent(Content::Bytes, e.range),
-                MapContent::Zero => extent(Content::Zero, e.range),
-                MapContent::Unreadable => extent(Content::Unreadable, e.range),
-            })
-            .collect())
+        let content = |content| match content {
+            MapContent::Data => Content::Bytes,
+            MapContent::Zero => Content::Zero,
+            MapContent::Unreadable => Content::Unreadable,
+        };
+        let extents = self.disk.extents(range, max)?;
+        Ok(extents.into_iter().map(|e| Extent { range: e.range, content: content(e.content) }).collect())
     }
 
     fn prefetch(&self, range: Range<u64>) {
-        self.0.prefetch(range);
+        self.disk.prefetch(range);
+    }
+
+    fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn write_at(&self, _: u64, _: &[u8], _: crate::Durability) -> Result<()> {
+        Err(Error::new(Kind::Unsupported, "a snapshot never changes; make a fork to write"))
     }
 }

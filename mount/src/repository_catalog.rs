@@ -125,7 +125,8 @@ struct PinnedSnapshot {
 
 impl Pinned for PinnedSnapshot {
     fn open(&self, disk: &str) -> Result<Arc<dyn BlockDevice>> {
-        Ok(Arc::new(SnapshotDevice::new(self.reader.disk(&self.snapshot, disk)?)))
+        // The pin is ended here and not by the device, so that failing to end it is heard of.
+        Ok(Arc::new(SnapshotDevice::new(self.reader.disk(&self.snapshot, disk)?, None)))
     }
 }
 
