@@ -205,7 +205,7 @@ fn what_is_unreadable_is_an_error_to_read_and_nothing_else_is() {
     impl WindowSource for Holed {
         fn next(&self, window: &mut Window) -> Result<Filled> {
             let i = self.0.fetch_add(1, Ordering::Relaxed);
-            if i == 2 {
+            if i >= 2 {
                 return Ok(Filled::End);
             }
             window.make_room(if i == 0 { 1 << 20 } else { 50_000 }).fill(7);
@@ -245,7 +245,7 @@ fn a_source_that_ends_early_commits_nothing() {
     impl WindowSource for Short {
         fn next(&self, window: &mut Window) -> Result<Filled> {
             let i = self.0.fetch_add(1, Ordering::Relaxed);
-            if i == 3 {
+            if i >= 3 {
                 return Ok(Filled::End);
             }
             window.make_room(1 << 20).fill(7);
