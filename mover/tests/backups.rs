@@ -4,8 +4,11 @@
 
 mod programs;
 
+use coffer_gateway::{BlockDevice, SnapshotDevice};
 use coffer_mover::backup::{Backup, BackupPlan, BackupReport};
+use coffer_mover::restore::{RestoreOptions, RestoreProgress, restore};
 use coffer_mover::source::SourceOptions;
+use coffer_mover::target::{self, RestoredDisk, TargetOptions};
 use coffer_mover::{Error, Kind, Result};
 use coffer_repo::backend::Backend;
 use coffer_repo::backend::memory::Memory;
@@ -137,6 +140,24 @@ fn several_disks_of_several_kinds_make_one_snapshot_and_equal_ones_are_stored_on
     let filled = 2 * MIB + 5000 + 70_000 + 100;
     let new = progress.new_raw.load(Ordering::Relaxed);
     assert!(new < filled + 64 * 1024, "{new} bytes are new of {filled}");
+}
+
+#[test]
+fn what_was_backed_up_is_restored_where_it_came_from() {
+    let bench = Bench::new();
+    let report = bench.back_up(bench.plan(&[text(&bench.raw).to_owned()])).unwrap();
+    let reader = Reader::new(Arc::clone(&bench.repo), ReaderOptions::default()).unwrap();
+    let device = SnapshotDevice::new(reader.disk(&report.snapshot, "disk").unwrap(), None);
+    let disk = RestoredDisk { snapshot: report.snapshot.id(), name: "disk".into(), size: device.size() };
+    for name in ["restored.raw", "restored.qcow2"] {
+        let path = bench.folder.path().join(name);
+        let target = target::open(text(&path), &disk, &TargetOptions::default()).unwrap();
+        let options = RestoreOptions { verify: true, ..RestoreOptions::default() };
+        let restored = restore(&device, target, &options, &RestoreProgress::default(), &Cancel::default()).unwrap();
+        assert!(restored.is_verified);
+        let format = name.rsplit('.').next().unwrap();
+        run("qemu-img", &["compare", "-f", "raw", "-F", format, text(&bench.raw), text(&path)]);
+    }
 }
 
 #[test]

@@ -12,6 +12,7 @@ use crate::terminal::Terminal;
 use coffer_repo::backend::Backend;
 use coffer_repo::backend::local::Local;
 use coffer_repo::catalog::Pin;
+use coffer_repo::descriptor;
 use coffer_repo::entropy::{Entropy, System};
 use coffer_repo::index::{Index, IndexOptions};
 use coffer_repo::point::PointName;
@@ -51,8 +52,11 @@ impl Context {
             Kind::NotFound => e.within("there is no repository; 'coffer init' makes one"),
             _ => e,
         })?);
-        // Before anybody is asked for a passphrase.
-        Repository::check_format(&*backend)?;
+        // Before anybody is asked for a passphrase in vain.
+        if backend.size(descriptor::OBJECT_NAME)?.is_none() {
+            let why = format!("{} is not a Coffer repository; 'coffer init' makes one", path.display());
+            return Err(Error::not_found(why).into());
+        }
         let credential = credential::obtain(&self.settings.opener)?;
         Ok(Arc::new(Repository::open(backend, &credential, entropy())?))
     }

@@ -31,13 +31,12 @@ pub(crate) struct NewCredential {
     new_key_file: Option<PathBuf>,
 }
 
-/// A credential that is about to be given a slot.
-pub(crate) struct Prepared {
-    /// What opens the slot.
-    pub(crate) credential: Credential,
-    /// The key file that was made for it.
-    file: Option<PathBuf>,
-}
+/// A credential that is about to be given a slot, and the key file that was made for it, if one was.
+pub(crate) type Prepared = (Credential, NewFile);
+
+/// A key file that goes again unless it is kept.
+#[derive(Debug, Default)]
+pub(crate) struct NewFile(Option<PathBuf>);
 
 /// The credential of an existing slot.
 pub(crate) fn obtain(opener: &Opener) -> Result<Credential> {
@@ -61,33 +60,28 @@ impl NewCredential {
     pub(crate) fn prepare(&self, entropy: &dyn Entropy) -> Result<Prepared> {
         match (&self.new_password_file, &self.new_key_file) {
             (_, Some(path)) => make_key_file(path, entropy),
-            (Some(path), None) => Ok(Prepared::existing(read_passphrase(path)?)),
+            (Some(path), None) => Ok((read_passphrase(path)?, NewFile::default())),
             (None, None) => {
                 let passphrase = ask("New passphrase: ")?;
                 if ask("The same again: ")? != passphrase {
                     return Err(Error::invalid("the two passphrases differ; nothing was changed").into());
                 }
-                Ok(Prepared::existing(Credential::Passphrase(passphrase)))
+                Ok((Credential::Passphrase(passphrase), NewFile::default()))
             }
         }
     }
 }
 
-impl Prepared {
-    /// A credential that was there before.
-    pub(crate) fn existing(credential: Credential) -> Prepared {
-        Prepared { credential, file: None }
-    }
-
-    /// The slot exists: a key file that was made stays. Its path, if there is one.
+impl NewFile {
+    /// What the file opens exists now, so it stays. Its path, if there is one.
     pub(crate) fn keep(mut self) -> Option<PathBuf> {
-        self.file.take()
+        self.0.take()
     }
 }
 
-impl Drop for Prepared {
+impl Drop for NewFile {
     fn drop(&mut self) {
-        if let Some(path) = self.file.take() {
+        if let Some(path) = self.0.take() {
             // It opens nothing; that it stays harms nobody.
             let _ = std::fs::remove_file(path);
         }
@@ -130,12 +124,12 @@ fn make_key_file(path: &Path, entropy: &dyn Entropy) -> Result<Prepared> {
     let key = Secret::random(entropy)?;
     let text = key_file(&key)?;
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
-    let prepared = Prepared { credential: Credential::KeyFile(key), file: Some(path.to_owned()) };
+    let made = NewFile(Some(path.to_owned()));
     file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
     // The only copy of a key: its name has to outlive a power cut as well.
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
-    Ok(prepared)
+    Ok((Credential::KeyFile(key), made))
 }
 
 /// Asks on the terminal, without echo.
@@ -184,16 +178,16 @@ mod tests {
     fn a_key_file_is_private_opens_and_goes_with_what_failed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("key");
-        let prepared = make_key_file(&path, &Seeded::new(1)).unwrap();
+        let (_, made) = make_key_file(&path, &Seeded::new(1)).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert!(matches!(obtain(&Opener::KeyFile(path.clone())).unwrap(), Credential::KeyFile(_)));
         assert!(make_key_file(&path, &Seeded::new(2)).is_err());
         assert!(path.exists());
-        drop(prepared);
+        drop(made);
         assert!(!path.exists());
 
-        let prepared = make_key_file(&path, &Seeded::new(3)).unwrap();
-        assert_eq!(prepared.keep(), Some(path.clone()));
+        let (_, made) = make_key_file(&path, &Seeded::new(3)).unwrap();
+        assert_eq!(made.keep(), Some(path.clone()));
         assert!(path.exists());
     }
 }

@@ -3,6 +3,7 @@
 //! Not here: what the values mean ([`crate::settings`]). What holds: this is the only file that reads variables or the clock.
 #![allow(clippy::disallowed_methods)] // The one place of the program that may.
 
+use coffer_repo::key_slot::{PassphraseCost, SlotOptions};
 use coffer_repo::snapshot::Identity;
 use coffer_repo::time::Timestamp;
 use coffer_repo::{Error, Result};
@@ -68,6 +69,15 @@ pub(crate) fn identity() -> Identity {
         user: account(&accounts, uid).unwrap_or_else(|| format!("uid {uid}")),
         program: concat!("coffer ", env!("CARGO_PKG_VERSION")).to_owned(),
     }
+}
+
+/// What goes with a key slot that is made now; its label is the user's name if none was given.
+pub(crate) fn slot_options(label: Option<String>) -> Result<SlotOptions> {
+    let label = label.unwrap_or_else(|| {
+        let Identity { user, host, .. } = identity();
+        format!("{user}@{host}")
+    });
+    Ok(SlotOptions { label, created: now()?, cost: PassphraseCost::default() })
 }
 
 /// The name of the account `uid` in the text of `/etc/passwd`.

@@ -6,6 +6,7 @@
 //! Not here: what the commands say. What holds: a command that failed printed no JSON.
 
 use crate::exit::{Failure, Result};
+use coffer_mover::range_list::RangeList;
 use coffer_repo::Error;
 use coffer_repo::snapshot::Snapshot;
 use comfy_table::{CellAlignment, Table, presets};
@@ -72,6 +73,19 @@ pub(crate) fn short(id: impl ToString) -> String {
     let mut id = id.to_string();
     id.truncate(SHORT_ID);
     id
+}
+
+/// Byte ranges for people.
+pub(crate) fn ranges(list: &RangeList) -> String {
+    let named: Vec<String> = list.ranges().iter().map(|r| format!("{} to {}", r.start, r.end)).collect();
+    let more = if list.is_cut_short() { " and more" } else { "" };
+    format!("{} bytes ({}{more})", list.bytes(), named.join(", "))
+}
+
+/// Byte ranges for programs.
+pub(crate) fn ranges_object(list: &RangeList) -> Value {
+    let pairs: Vec<[u64; 2]> = list.ranges().iter().map(|r| [r.start, r.end]).collect();
+    json!({ "bytes": list.bytes(), "ranges": pairs, "is_cut_short": list.is_cut_short() })
 }
 
 /// A snapshot with everything that is known of it.

@@ -71,6 +71,11 @@ impl Terminal {
         lock(&self.warnings).clone()
     }
 
+    /// Whether there was a warning.
+    pub(crate) fn has_warned(&self) -> bool {
+        !lock(&self.warnings).is_empty()
+    }
+
     /// Does `work`, and meanwhile shows how far it is.
     pub(crate) fn during<T>(
         &self,
