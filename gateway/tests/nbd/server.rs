@@ -1,10 +1,10 @@
 //! Our NBD server and the clients of others: libnbd's tools, QEMU's and fio; and our own client.
 
+use crate::programs::run;
 use coffer_gateway::nbd::{ClientOptions, Listener, NbdClient, Server, ServerOptions};
 use coffer_gateway::{
     BlockDevice, Content, Durability, Export, Exports, Extent, Faults, FaultyDevice, Kind, MemoryDevice, Zeroing,
 };
-use crate::programs::run;
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
