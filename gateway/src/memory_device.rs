@@ -219,6 +219,7 @@ fn fill_zero(block: &mut [u8; GRAIN], part: Range<usize>) {
 }
 
 #[cfg(test)]
+#[allow(clippy::cast_possible_truncation, reason = "test data are small")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

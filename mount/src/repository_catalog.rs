@@ -125,6 +125,7 @@ struct PinnedSnapshot {
 
 impl Pinned for PinnedSnapshot {
     fn open(&self, disk: &str) -> Result<Arc<dyn BlockDevice>> {
+        // The pin is ended here and not by the device, so that failing to end it is heard of.
         Ok(Arc::new(SnapshotDevice::new(self.reader.disk(&self.snapshot, disk)?, None)))
     }
 }

@@ -1,5 +1,7 @@
 //! Backups through the writer and reads through the reader, over the memory backend: the room as its users see it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 use coffer_repo::backend::Backend;
 use coffer_repo::backend::memory::Memory;
 use coffer_repo::cancel::Cancel;

@@ -10,7 +10,9 @@
 mod client;
 mod errno;
 pub mod proto;
+mod server;
 mod uri;
 
 pub use client::{ClientOptions, NbdClient};
+pub use server::{Listener, Report, Server, ServerOptions, Statistics};
 pub use uri::{DEFAULT_PORT, NbdUri, Place};

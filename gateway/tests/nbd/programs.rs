@@ -42,7 +42,6 @@ impl Drop for Server {
 }
 
 /// Runs a command to its end; its output, or a panic with everything it said.
-#[allow(dead_code, reason = "each test file includes this module and uses a part of it")]
 pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program)
         .args(arguments)

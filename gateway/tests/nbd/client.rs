@@ -1,10 +1,8 @@
 //! Our NBD client against the servers of others: qemu-nbd and nbdkit.
 
-mod programs;
-
+use crate::programs::Server;
 use coffer_gateway::nbd::{ClientOptions, NbdClient};
 use coffer_gateway::{BlockDevice, Content, Durability, Extent, Kind, Zeroing};
-use programs::Server;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -96,9 +94,9 @@ fn a_dirty_bitmap_is_a_context_like_any_other() {
     let bench = Bench::new();
     let disk = bench.path("disk.qcow2");
     let disk = disk.to_str().unwrap();
-    programs::run("qemu-img", &["create", "-q", "-f", "qcow2", disk, "16M"]);
-    programs::run("qemu-img", &["bitmap", "--add", disk, "since"]);
-    programs::run("qemu-io", &["-f", "qcow2", "-c", "write -P 3 4M 64k", disk]);
+    crate::programs::run("qemu-img", &["create", "-q", "-f", "qcow2", disk, "16M"]);
+    crate::programs::run("qemu-img", &["bitmap", "--add", disk, "since"]);
+    crate::programs::run("qemu-io", &["-f", "qcow2", "-c", "write -P 3 4M 64k", disk]);
     let server = bench.qemu_nbd(&["--format=qcow2", "--read-only", "--bitmap=since", disk]);
     let context = "qemu:dirty-bitmap:since";
     let options = ClientOptions { contexts: vec![context.into()], ..ClientOptions::default() };
@@ -174,7 +172,7 @@ fn an_error_concerns_its_request_only() {
 #[test]
 fn servers_that_lack_things_are_served_with_what_they_have() {
     let bench = Bench::new();
-    let arguments = ["--no-sr", "--filter=nozero", "--filter=fua", "memory", "1M", "fuamode=none", "zeromode=none"];
+    let arguments = ["--no-sr", "--filter=nozero", "--filter=fua", "memory", "1M", "zeromode=none"];
     let server = bench.nbdkit(&arguments);
     let client = connected(&server);
     client.write_at(100, &[5; 5000], Durability::Forced).unwrap();
