@@ -1,6 +1,6 @@
 //! `coffer show`: everything about one point.
 
-use crate::context::Context;
+use crate::context::{Context, choose_disk};
 use crate::exit::Result;
 use crate::output::{self, size};
 use coffer_repo::point::PointName;
@@ -19,7 +19,7 @@ impl Arguments {
         let repo = context.open()?;
         let mut snapshot = context.find(&repo, &self.point)?;
         if self.point.disk.is_some() {
-            snapshot.disks = vec![self.point.find_disk(&snapshot)?.clone()];
+            snapshot.disks = vec![choose_disk(&self.point, &snapshot)?.clone()];
         }
         let stats = snapshot.stats;
         let identity = &snapshot.identity;
