@@ -32,7 +32,10 @@ impl Arguments {
             ("made by", format!("{}@{} with {}", identity.user, identity.host, identity.program)),
             ("parents", parents.join(", ")),
             ("read", size(stats.read)),
-            ("added", format!("{} in {} chunks, stored in {}", size(stats.new_raw), stats.new_chunks, size(stats.new_stored))),
+            (
+                "added",
+                format!("{} in {} chunks, stored in {}", size(stats.new_raw), stats.new_chunks, size(stats.new_stored)),
+            ),
         ];
         let rows = facts.into_iter().filter(|(_, fact)| !fact.is_empty());
         let facts: String = rows.map(|(name, fact)| format!("{name:9} {fact}\n")).collect();
