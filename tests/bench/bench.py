@@ -121,7 +121,8 @@ class Coffer:
 
 
 class Restic:
-    """Reads the image again although its time has not changed: a virtual machine's disk always has."""
+    """Reads the image again although its time has not changed: a virtual machine's disk always has. Debian's version cannot
+    restore sparse files: it writes the zeroes."""
 
     name = "restic"
 
@@ -143,7 +144,7 @@ class Restic:
         return self.run("backup", "--force", "--host", machine, name, cwd=folder)
 
     def restore(self, out):
-        cost = self.run("restore", "latest", "--host", "A", "--sparse", "--target", out + ".d")
+        cost = self.run("restore", "latest", "--host", "A", "--target", out + ".d")
         os.rename(os.path.join(out + ".d", os.listdir(out + ".d")[0]), out)
         os.rmdir(out + ".d")
         return cost
