@@ -29,4 +29,5 @@ check: setup
 
 bench: build
 	bash tests/setup.sh --bench
-	bash tests/bench/bench.sh
+	bash tests/bench/dataset.sh target/bench-data
+	python3 tests/bench/bench.py target/bench-data
