@@ -119,7 +119,10 @@ pub trait BlockDevice: Send + Sync {
 pub fn check_range(size: u64, offset: u64, len: u64) -> Result<()> {
     match offset.checked_add(len) {
         Some(end) if end <= size => Ok(()),
-        _ => Err(Error::new(Kind::Invalid, format!("{len} bytes at offset {offset} lie beyond the device's {size} bytes"))),
+        _ => Err(Error::new(
+            Kind::Invalid,
+            format!("{len} bytes at offset {offset} lie beyond the device's {size} bytes"),
+        )),
     }
 }
 

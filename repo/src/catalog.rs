@@ -152,7 +152,13 @@ impl Repository {
 
     /// Pins `snapshot` for as long as the pin lives. `NotFound` when it was forgotten. On a store that cannot be written reading
     /// goes on without a pin, and [`Pin::warning`] says so.
-    pub fn pin(self: &Arc<Self>, snapshot: &Snapshot, purpose: &str, identity: &Identity, now: Timestamp) -> Result<Pin> {
+    pub fn pin(
+        self: &Arc<Self>,
+        snapshot: &Snapshot,
+        purpose: &str,
+        identity: &Identity,
+        now: Timestamp,
+    ) -> Result<Pin> {
         let claim = Claim {
             kind: ClaimKind::Pin { purpose: purpose.to_owned() },
             time: now,

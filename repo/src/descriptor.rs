@@ -50,6 +50,13 @@ impl Descriptor {
         sign(keys, FeatureBits::default(), &self.body(keys).encode()?)
     }
 
+    /// Whether `bytes` are a descriptor of a format that this version knows, as far as that can be said before a key was found:
+    /// so that a newer format is not taken for a wrong passphrase. `Corrupt` or `Unsupported` when not.
+    pub fn check_format(bytes: &[u8]) -> Result<()> {
+        let (bits, ..) = parse(bytes)?;
+        bits.access("this repository").map(|_| ())
+    }
+
     /// The descriptor in `bytes`, and what this version may do with the repository. `Corrupt` unless the authority of `keys`
     /// signed it for the repository of `keys`; `Unsupported` when it asks for what this version does not know.
     pub fn decode(keys: &Keys, bytes: &[u8]) -> Result<(Self, Access)> {
@@ -146,6 +153,15 @@ fn sign(keys: &Keys, bits: FeatureBits, body: &[u8]) -> Result<Vec<u8>> {
 
 /// Checks magic, version and signature; gives the feature bits and the body.
 fn verify<'a>(keys: &Keys, bytes: &'a [u8]) -> Result<(FeatureBits, &'a [u8])> {
+    let (bits, body, signed, signature) = parse(bytes)?;
+    keys.authority()
+        .verify(&[LABEL, signed], signature)
+        .map_err(|e| e.within("the descriptor is damaged, or another repository's"))?;
+    Ok((bits, body))
+}
+
+/// Feature bits, body, the bytes that are signed, and the signature.
+fn parse(bytes: &[u8]) -> Result<(FeatureBits, &[u8], &[u8], &[u8; SIGNATURE_LEN])> {
     let damaged = |why: &str| Error::corrupt(format!("descriptor '{OBJECT_NAME}' {why}"));
     let truncated = || damaged("is truncated");
     let (magic, rest) = bytes.split_first_chunk::<8>().ok_or_else(truncated)?;
@@ -166,10 +182,7 @@ fn verify<'a>(keys: &Keys, bytes: &'a [u8]) -> Result<(FeatureBits, &'a [u8])> {
         return Err(damaged("is truncated, or longer than it says"));
     }
     let signed = bytes.strip_suffix(signature).ok_or_else(truncated)?;
-    keys.authority()
-        .verify(&[LABEL, signed], signature)
-        .map_err(|e| e.within("the descriptor is damaged, or another repository's"))?;
-    Ok((FeatureBits::decode(bits), body))
+    Ok((FeatureBits::decode(bits), body, signed, signature))
 }
 
 #[cfg(test)]

@@ -178,7 +178,10 @@ impl Node {
         let reserved = r.u8()?;
         let n = r.u32()?;
         if version != VERSION {
-            return Err(Error::new(Kind::Unsupported, format!("a disk-map node of version {version}; use a newer coffer")));
+            return Err(Error::new(
+                Kind::Unsupported,
+                format!("a disk-map node of version {version}; use a newer coffer"),
+            ));
         }
         if reserved != 0 || n == 0 {
             return Err(damaged("its header"));
@@ -339,7 +342,9 @@ fn decode_leaf(r: &mut Bytes<'_>, n: u32, window: u64) -> Result<Leaf> {
                 let uid = table.get(at..at + PackUid::LEN).ok_or_else(|| damaged("its pack table"))?;
                 LeafContent::Chunk { id, hint: Hint { pack: PackUid::from_slice(uid)?, offset, stored_len } }
             }
-            UNREADABLE if id == ChunkId::default() && (pack, offset, stored_len) == (0, 0, 0) => LeafContent::Unreadable,
+            UNREADABLE if id == ChunkId::default() && (pack, offset, stored_len) == (0, 0, 0) => {
+                LeafContent::Unreadable
+            }
             _ => return Err(damaged("an entry's type")),
         };
         entries.push(LeafEntry { start, blocks, content });
@@ -410,8 +415,8 @@ mod tests {
     const WINDOW: u64 = 16 << 20;
 
     fn leaf_strategy() -> impl Strategy<Value = Leaf> {
-        proptest::collection::vec((0u16..40, 1u16..64, any::<[u8; 32]>(), 0u8..5, any::<u32>(), any::<u32>()), 1..60).prop_map(
-            |runs| {
+        proptest::collection::vec((0u16..40, 1u16..64, any::<[u8; 32]>(), 0u8..5, any::<u32>(), any::<u32>()), 1..60)
+            .prop_map(|runs| {
                 let mut at = 0u16;
                 let mut entries = Vec::new();
                 for (gap, blocks, id, pack, offset, stored_len) in runs {
@@ -423,7 +428,10 @@ mod tests {
                     let content = if pack == 4 {
                         LeafContent::Unreadable
                     } else {
-                        LeafContent::Chunk { id: ChunkId(id), hint: Hint { pack: PackUid([pack; 16]), offset, stored_len } }
+                        LeafContent::Chunk {
+                            id: ChunkId(id),
+                            hint: Hint { pack: PackUid([pack; 16]), offset, stored_len },
+                        }
                     };
                     entries.push(LeafEntry { start, blocks, content });
                 }
@@ -431,21 +439,22 @@ mod tests {
                     entries.push(LeafEntry { start: 0, blocks: 1, content: LeafContent::Unreadable });
                 }
                 Leaf { entries }
-            },
-        )
+            })
     }
 
     fn inner_strategy() -> impl Strategy<Value = Inner> {
-        (1u8..8, proptest::collection::btree_map(any::<u8>(), (any::<[u8; 32]>(), any::<[u8; 16]>(), any::<u32>()), 1..256)).prop_map(
-            |(level, slots)| {
+        (
+            1u8..8,
+            proptest::collection::btree_map(any::<u8>(), (any::<[u8; 32]>(), any::<[u8; 16]>(), any::<u32>()), 1..256),
+        )
+            .prop_map(|(level, slots)| {
                 let child = |(slot, (id, pack, offset))| Child {
                     slot,
                     id: NodeId(id),
                     hint: Location { pack: PackUid(pack), offset, stored_len: 100, raw_len: 300 },
                 };
                 Inner { level, children: slots.into_iter().map(child).collect() }
-            },
-        )
+            })
     }
 
     proptest! {
@@ -485,7 +494,10 @@ mod tests {
     #[test]
     fn geometry_finds_levels_and_slots() {
         let g = Geometry { window: WINDOW };
-        assert_eq!([0, 1, WINDOW, WINDOW + 1, 256 * WINDOW, 256 * WINDOW + 1].map(|s| g.root_level(s)), [0, 0, 0, 1, 1, 2]);
+        assert_eq!(
+            [0, 1, WINDOW, WINDOW + 1, 256 * WINDOW, 256 * WINDOW + 1].map(|s| g.root_level(s)),
+            [0, 0, 0, 1, 1, 2]
+        );
         assert_eq!(g.root_level(64 << 40), 3);
         assert_eq!(g.root_level(u64::MAX), 5);
         let window = 0x01_02_03_04;

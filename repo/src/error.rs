@@ -117,7 +117,7 @@ impl Error {
         let kind = match source.kind() {
             E::NotFound => Kind::NotFound,
             E::StorageFull | E::QuotaExceeded | E::FileTooLarge => Kind::Full,
-            E::PermissionDenied | E::ReadOnlyFilesystem | E::InvalidInput => Kind::Invalid,
+            E::PermissionDenied | E::ReadOnlyFilesystem | E::InvalidInput | E::InvalidFilename => Kind::Invalid,
             E::Unsupported => Kind::Unsupported,
             _ => Kind::Unavailable,
         };

@@ -47,7 +47,7 @@ impl Credential {
         Ok(Credential::KeyFile(key))
     }
 
-    fn noun(&self) -> &'static str {
+    pub(crate) fn noun(&self) -> &'static str {
         match self {
             Credential::Passphrase(_) => "passphrase",
             Credential::KeyFile(_) => "key file",
@@ -128,16 +128,21 @@ pub struct SlotSummary {
     pub slot: SlotId,
     /// How it is locked.
     pub kind: SlotKind,
+    /// Whether it opens a full bundle, and not a writer's.
+    pub full: bool,
     /// Whose it is.
     pub label: String,
     /// When it was made.
     pub created: Timestamp,
 }
 
+/// Prefix of all key slots.
+pub const PREFIX: &str = "keys/";
+
 /// The name of the object that is the slot.
 #[must_use]
 pub fn object_name(slot: SlotId) -> String {
-    format!("keys/{slot}")
+    format!("{PREFIX}{slot}")
 }
 
 /// The bytes of the new slot `slot`, which gives `keys` to whoever has `credential`.
@@ -151,6 +156,7 @@ pub fn seal_slot(
     let salt = fresh::<32>(entropy)?;
     let mut map = Map::new()
         .with("v", SLOT_VERSION)
+        .with("bundle", if keys.is_full() { "full" } else { "writer" })
         .with("label", options.label.as_str())
         .with("created", options.created.seconds())
         .with("salt", &salt);
@@ -253,7 +259,12 @@ fn summary(slot: SlotId, bytes: &[u8]) -> Result<(SlotSummary, Map)> {
         other => SlotKind::Unknown(other.to_owned()),
     };
     let created = Timestamp::from_seconds(map.uint("created")?)?;
-    Ok((SlotSummary { slot, kind, label: map.text("label")?.to_owned(), created }, map))
+    let full = match map.text("bundle")? {
+        "full" => true,
+        "writer" => false,
+        other => return Err(Error::new(Kind::Unsupported, format!("a bundle of kind '{other}'; use a newer coffer"))),
+    };
+    Ok((SlotSummary { slot, kind, full, label: map.text("label")?.to_owned(), created }, map))
 }
 
 /// Argon2id: the key of a slot from a passphrase.

@@ -15,6 +15,8 @@ pub mod entropy;
 pub mod error;
 pub mod features;
 pub mod id;
+#[cfg(feature = "index")]
+pub mod index;
 pub mod index_delta;
 pub mod key_slot;
 pub mod keys;
@@ -31,6 +33,8 @@ pub mod snapshot;
 pub mod time;
 mod tree;
 pub mod window;
+#[cfg(feature = "index")]
+pub mod writer;
 pub mod zero;
 
 pub use error::{Error, Kind, Result};

@@ -103,7 +103,12 @@ impl Nodes {
         Ok((!missed.get()).then_some(found))
     }
 
-    fn walk(&self, root: &Root, window: u64, get: &dyn Fn(&Child, u8) -> Result<Option<Arc<Node>>>) -> Result<Option<Found>> {
+    fn walk(
+        &self,
+        root: &Root,
+        window: u64,
+        get: &dyn Fn(&Child, u8) -> Result<Option<Arc<Node>>>,
+    ) -> Result<Option<Found>> {
         let Some(mut node) = root.node.clone() else { return Ok(None) };
         if root.geometry.windows_of_level(node.level()) <= window {
             return Ok(None);
@@ -169,11 +174,17 @@ impl Nodes {
             }
             let node = Node::decode(&raw, self.repo.geometry().window)?;
             if node.level() != level {
-                return Err(Error::corrupt(format!("node {} has level {} where {level} is due", child.id, node.level())));
+                return Err(Error::corrupt(format!(
+                    "node {} has level {} where {level} is due",
+                    child.id,
+                    node.level()
+                )));
             }
             Ok(node)
         };
-        let node = Arc::new(read().map_err(|e| missing_is_corrupt(e).within(format_args!("{object} at offset {}", at.offset)))?);
+        let node = Arc::new(
+            read().map_err(|e| missing_is_corrupt(e).within(format_args!("{object} at offset {}", at.offset)))?,
+        );
         self.cache.insert(child.id, Arc::clone(&node));
         Ok(node)
     }
@@ -191,7 +202,11 @@ impl Nodes {
             }
         };
         let mut sealed = vec![0; at.stored_len as usize];
-        self.repo.backend().get_range(&crate::pack::name(PackKind::Tree, at.pack), u64::from(at.offset), &mut sealed)?;
+        self.repo.backend().get_range(
+            &crate::pack::name(PackKind::Tree, at.pack),
+            u64::from(at.offset),
+            &mut sealed,
+        )?;
         let (codec, bytes) = pack.open_frame(at, &mut sealed)?;
         let mut raw = Vec::new();
         let mut decompressor =

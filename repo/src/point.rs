@@ -75,7 +75,9 @@ impl PointName {
             Select::Id(prefix) => {
                 if prefix.len() < ID_PREFIX || !prefix.bytes().all(|b| b.is_ascii_hexdigit()) {
                     return Err(if points.iter().any(|s| s.workload.eq_ignore_ascii_case(prefix)) {
-                        Error::invalid(format!("'{prefix}' is a workload; say which point of it, for example {prefix}@latest"))
+                        Error::invalid(format!(
+                            "'{prefix}' is a workload; say which point of it, for example {prefix}@latest"
+                        ))
                     } else {
                         malformed(prefix)
                     });
@@ -180,7 +182,8 @@ mod tests {
     }
 
     fn find(text: &str) -> Result<u8> {
-        let points = [point("web", 10, 1), point("web", 20, 2), point("db", 20, 3), point("web", 30, 4), point("web", 30, 5)];
+        let points =
+            [point("web", 10, 1), point("web", 20, 2), point("db", 20, 3), point("web", 30, 4), point("web", 30, 5)];
         PointName::parse(text)?.find(&points).map(|s| s.id().0[0])
     }
 

@@ -175,7 +175,8 @@ impl DiskReader {
         let window_len = self.reader.geometry.window;
         while extents.wants_more() {
             let nodes = &self.reader.nodes;
-            let window = nodes.next_window(&self.map.root, extents.at / window_len).map_err(|e| e.within(&self.map.title))?;
+            let window =
+                nodes.next_window(&self.map.root, extents.at / window_len).map_err(|e| e.within(&self.map.title))?;
             let Some(window) = window.filter(|w| w.saturating_mul(window_len) < range.end) else {
                 extents.push(range.end, MapContent::Zero);
                 break;
@@ -288,7 +289,8 @@ impl Reader {
                 self.pool.ask(move |scratch| reader.fetcher.fetch(&run, scratch))
             })
             .collect();
-        let mut chunks = self.pool.here(|scratch| self.fetcher.fetch(wants.get(first.clone()).unwrap_or_default(), scratch));
+        let mut chunks =
+            self.pool.here(|scratch| self.fetcher.fetch(wants.get(first.clone()).unwrap_or_default(), scratch));
         for answer in waiting {
             chunks.extend(answer.wait());
         }
@@ -327,7 +329,8 @@ impl Reader {
                 let leaf = found.leaf()?;
                 let entries = leaf.entries.get(leaf.first_after(at - base)..).unwrap_or_default();
                 let within = entries.iter().take_while(|e| base + e.start_bytes() < window_end);
-                let wants: Vec<Want> = within.filter_map(Want::of).filter(|w| self.fetcher.cached(w).is_none()).collect();
+                let wants: Vec<Want> =
+                    within.filter_map(Want::of).filter(|w| self.fetcher.cached(w).is_none()).collect();
                 for run in fetch::runs(&wants) {
                     for chunk in self.fetcher.fetch(wants.get(run).unwrap_or_default(), scratch) {
                         chunk?;
@@ -402,9 +405,10 @@ impl Extents {
         if to <= self.at {
             return;
         }
+        let full = self.found.len() == self.max;
         match self.found.last_mut() {
             Some(last) if last.content == content => last.range.end = to,
-            _ if self.found.len() == self.max => {
+            _ if full => {
                 self.end = self.at;
                 return;
             }

@@ -6,19 +6,19 @@
 
 use crate::backend::{Backend, Put, list_sorted};
 use crate::certificate::Certificates;
-use crate::chunker::{DiskChunker, StreamChunker};
+use crate::chunker::{DiskChunker, DiskParams, StreamChunker, StreamParams};
 use crate::crypto::Aead;
-use crate::descriptor::{self, ChunkingParams, Descriptor};
+use crate::descriptor::{self, Descriptor};
 use crate::disk_map::Geometry;
 use crate::entropy::{Entropy, fresh};
 use crate::error::{Error, Kind, Result};
+use crate::features::{self, Access};
 use crate::id::{PackUid, RepoId, SignerId, SlotId};
+use crate::key_slot::{self, Credential, SlotOptions, SlotSummary};
 use crate::keys::Keys;
 use crate::location::PackKind;
 use crate::pack::{OpenPack, PackHeader};
 use crate::sealed::{self, ObjectKind, Record, Unverified};
-use crate::slot::{self, Credential, SlotOptions, SlotSummary};
-use crate::time::Timestamp;
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -26,16 +26,14 @@ use std::sync::{Arc, PoisonError, RwLock};
 pub struct InitOptions {
     /// Opens the first key slot.
     pub credential: Credential,
-    /// Label of the first key slot.
-    pub label: String,
-    /// Chunking, for the repository's whole life.
-    pub chunking: ChunkingParams,
+    /// Label, time and cost of the first key slot; the time is also the repository's.
+    pub slot: SlotOptions,
+    /// How disks are cut, for the repository's whole life.
+    pub disk: DiskParams,
+    /// How streams are cut.
+    pub stream: StreamParams,
     /// Cipher of new objects.
     pub aead: Aead,
-    /// Cost of the passphrase and other options of the key slot.
-    pub slot: SlotOptions,
-    /// Now.
-    pub now: Timestamp,
 }
 
 /// An open repository. Shared by everything that uses it.
@@ -44,7 +42,7 @@ pub struct Repository {
     entropy: Arc<dyn Entropy>,
     keys: Keys,
     descriptor: Descriptor,
-    read_only: Option<String>,
+    access: Access,
     certificates: RwLock<Arc<Certificates>>,
 }
 
@@ -58,15 +56,16 @@ impl Repository {
     /// Makes a repository. `Invalid` when there is one already.
     pub fn init(backend: Arc<dyn Backend>, options: InitOptions, entropy: Arc<dyn Entropy>) -> Result<Self> {
         let exists = || Error::invalid(format!("{} holds a repository already", backend.location()));
-        if backend.size(descriptor::NAME)?.is_some() {
+        if backend.size(descriptor::OBJECT_NAME)?.is_some() {
             return Err(exists());
         }
-        options.chunking.validate()?;
         let keys = Keys::generate(RepoId(fresh(&*entropy)?), &*entropy)?;
-        let descriptor = Descriptor::new(&keys, options.now.seconds(), options.aead, options.chunking);
-        let repo = Self::with(backend.clone(), entropy, keys, descriptor, None);
-        repo.put_slot(&repo.keys, &options.credential, &options.label, options.slot, options.now)?;
-        match backend.put(descriptor::NAME, &[&repo.descriptor.encode(&repo.keys)?])? {
+        let InitOptions { credential, slot, disk, stream, aead } = options;
+        let descriptor = Descriptor { created: slot.created, aead, disk, stream };
+        let object = descriptor.encode(&keys)?;
+        let repo = Self::with(Arc::clone(&backend), entropy, keys, descriptor, Access::ReadWrite);
+        repo.put_slot(&repo.keys, &credential, &slot)?;
+        match backend.put(descriptor::OBJECT_NAME, &[&object])? {
             Put::Created => Ok(repo),
             Put::Exists => Err(exists()),
         }
@@ -76,19 +75,20 @@ impl Repository {
     /// this version does not know.
     pub fn open(backend: Arc<dyn Backend>, credential: &Credential, entropy: Arc<dyn Entropy>) -> Result<Self> {
         let location = backend.location();
-        let bytes = backend.get(descriptor::NAME).map_err(|e| match e.kind() {
+        let bytes = backend.get(descriptor::OBJECT_NAME).map_err(|e| match e.kind() {
             Kind::NotFound => Error::not_found(format!(
                 "{location} is not a Coffer repository (it has no object '{}'); make one with 'coffer init'",
-                descriptor::NAME
+                descriptor::OBJECT_NAME
             )),
             _ => e,
         })?;
-        let sealed = descriptor::Unverified::decode(&bytes)?;
+        Descriptor::check_format(&bytes)?;
         let keys = open_slots(&*backend, credential)?;
-        let descriptor = sealed.verify(&keys)?;
-        let features = list_sorted(&*backend, descriptor::FEATURES_PREFIX)?;
-        let read_only = descriptor.read_only_reason(features.iter().map(|f| f.name.as_str()))?;
-        Ok(Self::with(backend, entropy, keys, descriptor, read_only))
+        let (descriptor, mut access) = Descriptor::decode(&keys, &bytes)?;
+        for feature in list_sorted(&*backend, "features/")? {
+            access = access.and(features::access_with(&feature.name)?);
+        }
+        Ok(Self::with(backend, entropy, keys, descriptor, access))
     }
 
     fn with(
@@ -96,10 +96,10 @@ impl Repository {
         entropy: Arc<dyn Entropy>,
         keys: Keys,
         descriptor: Descriptor,
-        read_only: Option<String>,
+        access: Access,
     ) -> Self {
         let certificates = RwLock::new(Arc::new(Certificates::new(&keys)));
-        Repository { backend, entropy, keys, descriptor, read_only, certificates }
+        Repository { backend, entropy, keys, descriptor, access, certificates }
     }
 
     /// The store.
@@ -135,31 +135,30 @@ impl Repository {
     /// How windows divide a disk.
     #[must_use]
     pub fn geometry(&self) -> Geometry {
-        Geometry { window: self.descriptor.chunking().disk.window }
+        Geometry { window: self.descriptor.disk.window }
     }
 
     /// The longest chunk, in bytes.
     #[must_use]
     pub fn chunk_max(&self) -> u32 {
-        let chunking = self.descriptor.chunking();
-        chunking.disk.max.max(chunking.stream.max)
+        self.descriptor.disk.max.max(self.descriptor.stream.max)
     }
 
     /// What cuts disks.
     pub fn disk_chunker(&self) -> Result<DiskChunker> {
-        DiskChunker::new(self.descriptor.chunking().disk, self.keys.id_key().chunker_seed())
+        DiskChunker::new(self.descriptor.disk, self.keys.id_key().chunker_seed())
     }
 
     /// What cuts streams.
     pub fn stream_chunker(&self) -> Result<StreamChunker> {
-        StreamChunker::new(self.descriptor.chunking().stream, self.keys.id_key().gear_table())
+        StreamChunker::new(self.descriptor.stream, self.keys.id_key().gear_table())
     }
 
     /// Fails when the repository uses a feature that this version can only read beside.
     pub fn check_writable(&self) -> Result<()> {
-        match &self.read_only {
-            Some(reason) => Err(Error::new(Kind::Unsupported, reason.clone())),
-            None => Ok(()),
+        match &self.access {
+            Access::ReadWrite => Ok(()),
+            Access::ReadOnly(why) => Err(Error::new(Kind::Unsupported, why.clone())),
         }
     }
 
@@ -170,14 +169,16 @@ impl Repository {
         }
         Err(Error::new(
             Kind::WrongKey,
-            format!("this key is a writer's: it can add backups but not {purpose}; use a passphrase or key file of a full key"),
+            format!(
+                "this key is a writer's: it can add backups but not {purpose}; use a passphrase or key file of a full key"
+            ),
         ))
     }
 
     /// Seals, signs and stores a record under `name`.
     pub fn put_record(&self, kind: ObjectKind, name: &str, body: &[u8]) -> Result<Put> {
         self.check_writable()?;
-        let object = sealed::seal(&self.keys, self.descriptor.aead(), kind, name, body, &*self.entropy)?;
+        let object = sealed::seal(&self.keys, kind, name, body, self.descriptor.aead, &*self.entropy)?;
         self.backend.put(name, &[&object])
     }
 
@@ -228,34 +229,30 @@ impl Repository {
     }
 
     /// Adds a key slot that opens the full bundle.
-    pub fn add_key(&self, credential: &Credential, label: &str, options: SlotOptions, now: Timestamp) -> Result<SlotId> {
+    pub fn add_key(&self, credential: &Credential, options: &SlotOptions) -> Result<SlotId> {
         self.check_full("add keys")?;
-        self.put_slot(&self.keys, credential, label, options, now)
+        self.put_slot(&self.keys, credential, options)
     }
 
     /// Adds a key slot that opens a writer's bundle, and publishes the writer's certificate.
-    pub fn export_writer(&self, credential: &Credential, label: &str, options: SlotOptions, now: Timestamp) -> Result<SlotId> {
+    pub fn export_writer(&self, credential: &Credential, options: &SlotOptions) -> Result<SlotId> {
         self.check_full("export keys")?;
-        let (writer, certificate) = self.keys.export_writer(label, now.seconds(), &*self.entropy)?;
+        let (writer, certificate) = self.keys.export_writer(&options.label, options.created, &*self.entropy)?;
         let name = certificate.object_name();
         if self.put_record(ObjectKind::Certificate, &name, &certificate.encode()?)? == Put::Exists {
             return Err(Error::internal(format!("{name} exists although its key is new")));
         }
-        self.put_slot(&writer, credential, label, options, now)
+        self.put_slot(&writer, credential, options)
     }
 
     /// The key slots, without their secrets; damaged ones as errors with their names.
     pub fn key_slots(&self) -> Result<Vec<(SlotId, Result<SlotSummary>)>> {
-        let mut found = Vec::new();
-        for object in list_sorted(self.backend(), slot::PREFIX)? {
-            if let Some(id) = slot::parse_name(&object.name) {
-                found.push((id, self.backend.get(&object.name).and_then(|bytes| slot::summary(id, &bytes))));
-            }
-        }
-        Ok(found)
+        let slots = list_slots(self.backend())?;
+        let read = |id| self.backend.get(&key_slot::object_name(id)).and_then(|bytes| key_slot::summarise(id, &bytes));
+        Ok(slots.into_iter().map(|id| (id, read(id))).collect())
     }
 
-    /// Removes a key slot. The last one is kept: without any, nothing can be read again.
+    /// Removes a key slot. The last one that opens everything is kept: without it nothing can be read again.
     pub fn remove_key(&self, id: SlotId) -> Result<()> {
         self.check_full("remove keys")?;
         let slots = self.key_slots()?;
@@ -268,26 +265,30 @@ impl Repository {
                 format!("{id} is the last key slot that opens everything; add another one first with 'coffer key add'"),
             ));
         }
-        self.backend.delete(&slot::name(id))
+        self.backend.delete(&key_slot::object_name(id))
     }
 
-    fn put_slot(&self, keys: &Keys, credential: &Credential, label: &str, options: SlotOptions, now: Timestamp) -> Result<SlotId> {
+    fn put_slot(&self, keys: &Keys, credential: &Credential, options: &SlotOptions) -> Result<SlotId> {
         self.check_writable()?;
         let id = SlotId(fresh(&*self.entropy)?);
-        let bytes = slot::seal(keys, id, credential, label, now.seconds(), options, &*self.entropy)?;
-        match self.backend.put(&slot::name(id), &[&bytes])? {
+        let bytes = key_slot::seal_slot(keys, credential, id, options, &*self.entropy)?;
+        match self.backend.put(&key_slot::object_name(id), &[&bytes])? {
             Put::Created => Ok(id),
             Put::Exists => Err(Error::internal(format!("key slot {id} exists although its name is random"))),
         }
     }
 }
 
+fn list_slots(backend: &dyn Backend) -> Result<Vec<SlotId>> {
+    let objects = list_sorted(backend, key_slot::PREFIX)?;
+    Ok(objects.iter().filter_map(|o| o.name.strip_prefix(key_slot::PREFIX)?.parse().ok()).collect())
+}
+
 /// Tries the slots of the credential's kind until one opens.
 fn open_slots(backend: &dyn Backend, credential: &Credential) -> Result<Keys> {
     let mut damaged = None;
-    for object in list_sorted(backend, slot::PREFIX)? {
-        let Some(id) = slot::parse_name(&object.name) else { continue };
-        match backend.get(&object.name).and_then(|bytes| slot::open(id, &bytes, credential)) {
+    for id in list_slots(backend)? {
+        match backend.get(&key_slot::object_name(id)).and_then(|bytes| key_slot::open_slot(id, &bytes, credential)) {
             Ok(keys) => return Ok(keys),
             Err(e) if e.kind() == Kind::WrongKey => {}
             Err(e) => damaged = Some(e),
@@ -295,7 +296,7 @@ fn open_slots(backend: &dyn Backend, credential: &Credential) -> Result<Keys> {
     }
     // A damaged slot may be the one this credential opens: that is worth more than "wrong passphrase".
     Err(damaged.unwrap_or_else(|| {
-        let what = credential.describe();
-        Error::new(Kind::WrongKey, format!("{what} opens no key slot of {}", backend.location()))
+        let what = credential.noun();
+        Error::new(Kind::WrongKey, format!("this {what} opens no key slot of {}", backend.location()))
     }))
 }

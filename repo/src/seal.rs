@@ -217,7 +217,7 @@ mod tests {
         let raw = text(65536);
         let mut compressor = Compressor::new(1).unwrap();
         let (codec, bytes) = compressor.compress(&raw).unwrap();
-        let mut expand = |bytes: &[u8], raw_len| {
+        let expand = |bytes: &[u8], raw_len| {
             // Room to spare must not let more out than is due.
             let mut out = Vec::with_capacity(1 << 20);
             Decompressor::new().unwrap().decompress(codec, bytes, raw_len, &mut out)

@@ -196,7 +196,12 @@ impl Snapshot {
     pub fn disk(&self, name: &str) -> Result<&Disk> {
         self.disks.iter().find(|d| d.name == name).ok_or_else(|| {
             let names: Vec<_> = self.disks.iter().map(|d| d.name.as_str()).collect();
-            Error::not_found(format!("no disk '{name}' in {}@{}; it has: {}", self.workload, self.time(), names.join(", ")))
+            Error::not_found(format!(
+                "no disk '{name}' in {}@{}; it has: {}",
+                self.workload,
+                self.time(),
+                names.join(", ")
+            ))
         })
     }
 
@@ -235,7 +240,11 @@ impl Forget {
     /// Body of the record.
     pub fn encode(&self) -> Result<Vec<u8>> {
         let claim = &self.claim;
-        Map::new().with("tag", &claim.tag.0).with("time", self.time.seconds()).with("utc", claim.time.to_string()).encode()
+        Map::new()
+            .with("tag", &claim.tag.0)
+            .with("time", self.time.seconds())
+            .with("utc", claim.time.to_string())
+            .encode()
     }
 
     /// Reads the body of `forgets/<id>`.
@@ -330,7 +339,10 @@ impl Claim {
     pub fn decode(body: &[u8]) -> Result<Self> {
         let mut map = Map::decode(body)?;
         if map.uint("v")? != VERSION {
-            return Err(Error::new(Kind::Unsupported, format!("a claim of version {}; use a newer coffer", map.uint("v")?)));
+            return Err(Error::new(
+                Kind::Unsupported,
+                format!("a claim of version {}; use a newer coffer", map.uint("v")?),
+            ));
         }
         let kind = match map.text("kind")? {
             "pin" => ClaimKind::Pin { purpose: map.text("purpose")?.to_owned() },
@@ -468,7 +480,9 @@ mod tests {
         let name = ClaimName { tag: WorkloadTag([1; 16]), time: sample().time, id: SnapshotId([2; 16]) };
         assert_eq!(ClaimName::parse(&name.claim()), Some((name, ClaimPart::Claim)));
         assert_eq!(ClaimName::parse(&name.decision()), Some((name, ClaimPart::Decision)));
-        for bad in ["snapshots/x/claim", "snapshots/", &format!("{name}/claim/x"), &format!("{name}/other"), "packs/00/00"] {
+        for bad in
+            ["snapshots/x/claim", "snapshots/", &format!("{name}/claim/x"), &format!("{name}/other"), "packs/00/00"]
+        {
             assert_eq!(ClaimName::parse(bad), None, "{bad}");
         }
     }

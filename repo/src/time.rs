@@ -10,8 +10,8 @@ use std::str::FromStr;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(u64);
 
-/// The last second of the year 9999: what four digits can say.
-const LAST: u64 = 253_402_300_799;
+/// The end of the year 9999, but for the last day, which time zones may push over what four digits can say.
+const LAST: u64 = 253_402_207_200;
 
 impl Timestamp {
     /// Takes seconds since 1970; later than the year 9999 is `Corrupt`, since it can only have been read from damage.

@@ -126,7 +126,10 @@ mod tests {
         let mut tree = TreeBuilder::new(GEOMETRY);
         for w in windows {
             let offset = u32::try_from(*w).unwrap_or(u32::MAX);
-            let leaf = Placed { id: NodeId([1; 32]), at: Location { pack: PackUid::default(), offset, stored_len: 9, raw_len: 9 } };
+            let leaf = Placed {
+                id: NodeId([1; 32]),
+                at: Location { pack: PackUid::default(), offset, stored_len: 9, raw_len: 9 },
+            };
             tree.push(*w, leaf, &w.to_le_bytes(), &mut store).unwrap();
         }
         let root = tree.finish(size, &mut store).unwrap();
@@ -170,7 +173,10 @@ mod tests {
     #[test]
     fn disorder_is_refused() {
         let mut tree = TreeBuilder::new(GEOMETRY);
-        let leaf = Placed { id: NodeId::default(), at: Location { pack: PackUid::default(), offset: 0, stored_len: 0, raw_len: 0 } };
+        let leaf = Placed {
+            id: NodeId::default(),
+            at: Location { pack: PackUid::default(), offset: 0, stored_len: 0, raw_len: 0 },
+        };
         let mut store = |_: &[u8]| Ok(leaf);
         tree.push(5, leaf, &[], &mut store).unwrap();
         assert!(tree.push(5, leaf, &[], &mut store).is_err());

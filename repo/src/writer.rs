@@ -110,7 +110,8 @@ pub struct Writer {
     packer: Packer,
     progress: Arc<Progress>,
     disks: Vec<Disk>,
-    session: Session,
+    /// Ends with the writer.
+    _session: Session,
     time: Timestamp,
 }
 
@@ -146,7 +147,7 @@ impl Writer {
             trust,
             progress,
             disks: Vec::new(),
-            session,
+            _session: session,
             time: now,
         })
     }
@@ -256,7 +257,13 @@ impl Assembly {
         Assembly { tree, places: HashMap::new(), waiting: BTreeMap::new(), next: 0, unreadable: 0 }
     }
 
-    fn take_all(&mut self, messages: Receiver<Message>, packer: &mut Packer, progress: &Progress, window_len: u64) -> Result<()> {
+    fn take_all(
+        &mut self,
+        messages: Receiver<Message>,
+        packer: &mut Packer,
+        progress: &Progress,
+        window_len: u64,
+    ) -> Result<()> {
         for message in messages {
             match message {
                 Message::Chunk { window, id, raw_len, codec, bytes } => {
@@ -279,7 +286,12 @@ impl Assembly {
         Ok(())
     }
 
-    fn leaf(&mut self, window: u64, outcome: Outcome, packer: &mut Packer) -> Result<Option<(crate::tree::Placed, Vec<u8>)>> {
+    fn leaf(
+        &mut self,
+        window: u64,
+        outcome: Outcome,
+        packer: &mut Packer,
+    ) -> Result<Option<(crate::tree::Placed, Vec<u8>)>> {
         match outcome {
             Outcome::Zero => Ok(None),
             Outcome::Parent { leaf, raw } => Ok(Some((leaf, raw))),

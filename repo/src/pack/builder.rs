@@ -57,7 +57,8 @@ pub struct FinishedPack {
 
 impl PackBuilder {
     /// Begins a pack: draws its uid and, for data, its key, seals that to the newest data public key, and signs the header.
-    pub fn new(keys: &Keys, options: PackOptions, entropy: &dyn Entropy) -> Result<Self> {
+    /// `buffer` is what the pack is built in: an empty one, or one whose memory is used again.
+    pub fn new(keys: &Keys, options: PackOptions, buffer: Vec<u8>, entropy: &dyn Entropy) -> Result<Self> {
         let PackOptions { kind, aead, target_len } = options;
         let uid = PackUid(fresh(entropy)?);
         let mut header = PackHeader {
@@ -80,8 +81,11 @@ impl PackBuilder {
             }
             PackKind::Tree => keys.tree_pack_key(uid, aead)?,
         };
-        let mut bytes = header.encode()?;
-        bytes.reserve_exact(SIGNATURE_LEN + target_len);
+        let head = header.encode()?;
+        let mut bytes = buffer;
+        bytes.clear();
+        bytes.reserve_exact(head.len() + SIGNATURE_LEN + target_len);
+        bytes.extend_from_slice(&head);
         let signature = keys.signer().sign(&[header::SIGNATURE_DOMAIN, &bytes]);
         bytes.extend_from_slice(&signature);
         Ok(PackBuilder {

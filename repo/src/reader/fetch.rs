@@ -78,7 +78,14 @@ impl Scratch {
 }
 
 type Chunks = Cache<ChunkId, Arc<[u8]>, Weighed>;
-type Guard<'a> = PlaceholderGuard<'a, ChunkId, Arc<[u8]>, Weighed, quick_cache::DefaultHashBuilder, quick_cache::sync::DefaultLifecycle<ChunkId, Arc<[u8]>>>;
+type Guard<'a> = PlaceholderGuard<
+    'a,
+    ChunkId,
+    Arc<[u8]>,
+    Weighed,
+    quick_cache::DefaultHashBuilder,
+    quick_cache::sync::DefaultLifecycle<ChunkId, Arc<[u8]>>,
+>;
 
 /// The chunk cache and what fills it.
 pub(crate) struct Fetcher {
@@ -162,7 +169,10 @@ impl Fetcher {
                     let (codec, bytes) = pack.open_frame(&want.at, frame)?;
                     decompressor.decompress(codec, bytes, want.at.raw_len, plain).map_err(|e| place(e, want))?;
                     if self.repo.keys().id_key().chunk_id(plain) != want.id {
-                        return Err(place(Error::corrupt(format!("the bytes are not those of chunk {}", want.id)), want));
+                        return Err(place(
+                            Error::corrupt(format!("the bytes are not those of chunk {}", want.id)),
+                            want,
+                        ));
                     }
                     Ok(Arc::from(plain.as_slice()))
                 };

@@ -46,7 +46,10 @@ impl Pool {
     }
 
     /// Runs `job` in the pool, or here when the queue is full.
-    pub(super) fn ask<T: Send + 'static>(&self, job: impl FnOnce(&mut Scratch) -> Vec<T> + Send + 'static) -> Answer<T> {
+    pub(super) fn ask<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Scratch) -> Vec<T> + Send + 'static,
+    ) -> Answer<T> {
         let (to, answer) = bounded(1);
         let job: Job = Box::new(move |scratch| drop(to.send(job(scratch))));
         if let Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) = self.jobs.try_send(job) {

@@ -94,7 +94,8 @@ impl Streams {
     /// Only up to `to` was handed out of the range that began at `start`.
     pub(super) fn fetched_to(&self, start: u64, to: u64) {
         let mut streams = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(stream) = streams.iter_mut().find(|s| s.ahead.max(s.next) >= start && s.next.saturating_sub(LAST) <= start)
+        if let Some(stream) =
+            streams.iter_mut().find(|s| s.ahead.max(s.next) >= start && s.next.saturating_sub(LAST) <= start)
         {
             stream.ahead = stream.ahead.max(to);
         }

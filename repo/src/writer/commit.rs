@@ -5,13 +5,13 @@
 //! put-if-absent, so that a writer that wakes up after a janitor revoked it fails loudly.
 
 use super::Writer;
+use crate::backend::list_sorted;
 use crate::cbor::Map;
 use crate::error::{Error, Kind, Result};
 use crate::id::PackUid;
 use crate::location::PackKind;
 use crate::sealed::ObjectKind;
 use crate::snapshot::{Claim, ClaimKind, ClaimName, ClaimStats, Condemned, Decision, Snapshot};
-use crate::backend::list_sorted;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -128,5 +128,8 @@ impl Writer {
 }
 
 fn lost(why: String) -> Error {
-    Error::new(Kind::Unavailable, format!("the backup was not committed: {why}; run it again, what was uploaded is reused"))
+    Error::new(
+        Kind::Unavailable,
+        format!("the backup was not committed: {why}; run it again, what was uploaded is reused"),
+    )
 }

@@ -16,12 +16,13 @@ use crate::disk_map::{BLOCK, Hint, Leaf, LeafContent, LeafEntry, Node};
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
 use crate::index::{Index, Trust};
-use crate::location::Location;
+use crate::location::{Location, Stored};
 use crate::nodes::{Nodes, Root};
 use crate::seal::Compressor;
 use crate::tree::Placed;
 use crate::window::{Filled, Window, WindowSource};
 use crossbeam_channel::Sender;
+use std::ops::Range;
 use std::sync::atomic::Ordering::Relaxed;
 
 /// What a worker tells the packer.
@@ -98,7 +99,8 @@ impl Cutter<'_> {
     /// Takes a window over from the parent, whose subtree need not even be read.
     fn unchanged(&self, window: u64) -> Result<Outcome> {
         let Some(found) = self.nodes.leaf(self.parent, window)? else { return Ok(Outcome::Zero) };
-        self.progress.reused.fetch_add(found.leaf_bytes(), Relaxed);
+        let bytes = found.leaf()?.entries.iter().map(|e| u64::from(e.len_bytes())).sum();
+        self.progress.reused.fetch_add(bytes, Relaxed);
         match found.stored {
             Some(leaf) => Ok(Outcome::Parent { leaf, raw: first_raw(window, &found.node)? }),
             None => Ok(Outcome::Draft(drafts_of_parent(found.leaf()?))),
@@ -109,30 +111,25 @@ impl Cutter<'_> {
         let len = buffer.bytes.len();
         self.progress.read.fetch_add(len as u64, Relaxed);
         buffer.bytes.resize(len.next_multiple_of(BLOCK as usize), 0);
-        let mut pieces = Vec::new();
-        self.chunker.window(&buffer.bytes, &mut |piece| {
-            if let Piece::Chunk(range) = piece {
-                pieces.push(range);
-            }
-        });
-        let covered: u64 = pieces.iter().map(|r| u64::from(r.end - r.start)).sum();
-        self.progress.zero.fetch_add((buffer.bytes.len() as u64).saturating_sub(covered), Relaxed);
+        let chunks = |piece| if let Piece::Chunk(range) = piece { Some(range) } else { None };
+        let chunks: Vec<Range<usize>> = self.chunker.window(&buffer.bytes)?.filter_map(chunks).collect();
+        let covered: usize = chunks.iter().map(ExactSizeIterator::len).sum();
+        self.progress.zero.fetch_add(buffer.bytes.len().saturating_sub(covered) as u64, Relaxed);
         let parent = self.nodes.leaf(self.parent, window)?;
         let parent_leaf = parent.as_ref().map(|f| f.leaf()).transpose()?;
-        let mut drafts = Vec::with_capacity(pieces.len() + buffer.unreadable.len());
-        for range in pieces {
-            let bytes = buffer
-                .bytes
-                .get(range.start as usize..range.end as usize)
-                .ok_or_else(|| Error::internal("the chunker cut outside its window"))?;
+        let mut drafts = Vec::with_capacity(chunks.len() + buffer.unreadable.len());
+        for range in chunks {
+            let bytes =
+                buffer.bytes.get(range.clone()).ok_or_else(|| Error::internal("the chunker cut outside its window"))?;
             let id = self.id_key.chunk_id(bytes);
             let content = self.place(window, id, range.start, bytes, parent_leaf)?;
-            drafts.push(Draft { start: block(range.start)?, blocks: block(range.end - range.start)?, content });
+            drafts.push(Draft { start: block(range.start)?, blocks: block(range.len())?, content });
         }
         for range in &buffer.unreadable {
-            self.progress.unreadable.fetch_add(u64::from(range.end - range.start), Relaxed);
-            let blocks = (range.end - range.start).div_ceil(BLOCK);
-            drafts.push(Draft { start: block(range.start)?, blocks: block(blocks * BLOCK)?, content: DraftContent::Unreadable });
+            let (start, len) = (range.start as usize, (range.end - range.start) as usize);
+            self.progress.unreadable.fetch_add(len as u64, Relaxed);
+            let blocks = block(len.next_multiple_of(BLOCK as usize))?;
+            drafts.push(Draft { start: block(start)?, blocks, content: DraftContent::Unreadable });
         }
         drafts.sort_by_key(|d| d.start);
         if drafts.is_empty() {
@@ -148,7 +145,14 @@ impl Cutter<'_> {
     }
 
     /// Finds where a chunk lies already, or compresses it and sends it off.
-    fn place(&mut self, window: u64, id: ChunkId, start: u32, bytes: &[u8], parent: Option<&Leaf>) -> Result<DraftContent> {
+    fn place(
+        &mut self,
+        window: u64,
+        id: ChunkId,
+        start: usize,
+        bytes: &[u8],
+        parent: Option<&Leaf>,
+    ) -> Result<DraftContent> {
         let raw_len = u32::try_from(bytes.len()).map_err(|_| Error::internal("a chunk of 4 GiB"))?;
         if let Some(hint) = parent.and_then(|leaf| hint_at(leaf, start, &id)) {
             self.progress.reused.fetch_add(u64::from(raw_len), Relaxed);
@@ -156,7 +160,7 @@ impl Cutter<'_> {
         }
         let known = match self.pending.get(&id)? {
             Some(at) => Some(at),
-            None => self.index.lookup_chunk(&id, self.trust)?,
+            None => self.index.lookup(&Stored::Chunk(id), self.trust)?,
         };
         if let Some(at) = known {
             self.progress.reused.fetch_add(u64::from(raw_len), Relaxed);
@@ -175,8 +179,8 @@ impl Cutter<'_> {
 
 /// The parent's hint for `id`, if its leaf has that chunk at byte `start`: most chunks of a changed window lie where they
 /// were, the others are found through the index.
-fn hint_at(leaf: &Leaf, start: u32, id: &ChunkId) -> Option<Hint> {
-    let at = leaf.first_after(u64::from(start));
+fn hint_at(leaf: &Leaf, start: usize, id: &ChunkId) -> Option<Hint> {
+    let at = leaf.first_after(start as u64);
     match leaf.entries.get(at)?.content {
         LeafContent::Chunk { id: theirs, hint } if theirs == *id => Some(hint),
         _ => None,
@@ -211,6 +215,6 @@ fn same_content(drafts: &[Draft], leaf: &Leaf) -> bool {
         })
 }
 
-fn block(bytes: u32) -> Result<u16> {
-    u16::try_from(bytes / BLOCK).map_err(|_| Error::internal("a window with more than 65,535 blocks"))
+fn block(bytes: usize) -> Result<u16> {
+    u16::try_from(bytes / BLOCK as usize).map_err(|_| Error::internal("a window with more than 65,535 blocks"))
 }

@@ -196,7 +196,9 @@ impl Packer {
             PackKind::Tree => TREE_PACK,
         };
         if self.slot(kind).is_none() {
-            let options = PackOptions { kind, aead: self.repo.descriptor().aead(), target_len: target };
+            // Room for the chunk that fills it, and for the table of contents.
+            let target_len = target + target / 16 + bytes.len();
+            let options = PackOptions { kind, aead: self.repo.descriptor().aead, target_len };
             let buffer = if kind == PackKind::Data { self.buffers.pop() } else { None };
             let builder = PackBuilder::new(self.repo.keys(), options, buffer.unwrap_or_default(), self.repo.entropy())?;
             self.rely_on(kind, builder.uid());

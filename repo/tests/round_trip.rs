@@ -1,0 +1,315 @@
+//! Backups through the writer and reads through the reader, over the memory backend: the room as its users see it.
+
+use coffer_repo::backend::Backend;
+use coffer_repo::backend::memory::Memory;
+use coffer_repo::cancel::Cancel;
+use coffer_repo::chunker::{DiskParams, StreamParams};
+use coffer_repo::crypto::Aead;
+use coffer_repo::entropy::{Entropy, Seeded};
+use coffer_repo::index::{Index, IndexOptions};
+use coffer_repo::key_slot::{Credential, PassphraseCost, SlotOptions};
+use coffer_repo::reader::{MapContent, Reader, ReaderOptions};
+use coffer_repo::repository::{InitOptions, Repository};
+use coffer_repo::snapshot::{Identity, Snapshot};
+use coffer_repo::time::Timestamp;
+use coffer_repo::window::{Filled, Window, WindowSource};
+use coffer_repo::writer::{DiskSpec, Writer, WriterOptions};
+use coffer_repo::{Error, Kind, Result};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+struct Image<'a> {
+    bytes: &'a [u8],
+    window: u64,
+    next: AtomicU64,
+}
+
+impl WindowSource for Image<'_> {
+    fn next(&self, window: &mut Window) -> Result<Filled> {
+        let index = self.next.fetch_add(1, Ordering::Relaxed);
+        let start = usize::try_from(index * self.window).unwrap();
+        if start >= self.bytes.len() {
+            return Ok(Filled::End);
+        }
+        let end = (start + usize::try_from(self.window).unwrap()).min(self.bytes.len());
+        window.bytes.extend_from_slice(&self.bytes[start..end]);
+        Ok(Filled::Bytes(index))
+    }
+
+    fn size(&self) -> Result<u64> {
+        Ok(self.bytes.len() as u64)
+    }
+}
+
+struct Bench {
+    memory: Arc<Memory>,
+    dir: tempfile::TempDir,
+    entropy: Arc<dyn Entropy>,
+}
+
+impl Bench {
+    fn new() -> (Self, Arc<Repository>) {
+        let bench =
+            Bench { memory: Arc::default(), dir: tempfile::tempdir().unwrap(), entropy: Arc::new(Seeded::new(7)) };
+        let slot = SlotOptions {
+            label: "test".into(),
+            created: at(1),
+            cost: PassphraseCost { memory_kib: 64, passes: 1, lanes: 1 },
+        };
+        let options = InitOptions {
+            credential: pass("secret"),
+            slot,
+            disk: DiskParams { window: 1 << 20, ..DiskParams::default() },
+            stream: StreamParams::default(),
+            aead: Aead::preferred(),
+        };
+        let repo = Repository::init(bench.memory.clone(), options, bench.entropy.clone()).unwrap();
+        (bench, Arc::new(repo))
+    }
+
+    fn open(&self, credential: &Credential) -> Result<Arc<Repository>> {
+        Repository::open(self.memory.clone(), credential, self.entropy.clone()).map(Arc::new)
+    }
+
+    fn index(&self, repo: &Repository) -> Arc<Index> {
+        Arc::new(Index::open(&self.dir.path().join("index"), repo.keys().repo(), IndexOptions::default()).unwrap())
+    }
+}
+
+fn pass(text: &str) -> Credential {
+    Credential::Passphrase(text.to_owned().into())
+}
+
+fn at(seconds: u64) -> Timestamp {
+    Timestamp::from_seconds(seconds).unwrap()
+}
+
+fn back_up(
+    repo: &Arc<Repository>,
+    index: &Arc<Index>,
+    disks: &[(&str, &[u8])],
+    parent: Option<Snapshot>,
+    now: u64,
+) -> Snapshot {
+    let options = WriterOptions { workers: 3, pack_bytes: 1 << 20, ..WriterOptions::default() };
+    let mut writer = Writer::begin(repo, index, "web", parent, Identity::default(), options, at(now)).unwrap();
+    for (name, bytes) in disks {
+        let image = Image { bytes, window: repo.geometry().window, next: AtomicU64::new(0) };
+        let spec = DiskSpec { name: (*name).into(), block_size: 512, platform: None };
+        writer.disk(spec, &image, &Cancel::default()).unwrap();
+    }
+    writer.commit(vec![]).unwrap()
+}
+
+fn read_all(repo: &Arc<Repository>, snapshot: &Snapshot, disk: &str) -> Result<Vec<u8>> {
+    let reader = Reader::new(Arc::clone(repo), ReaderOptions::default())?;
+    let disk = reader.disk(snapshot, disk)?;
+    let mut out = vec![0xaa; usize::try_from(disk.size()).unwrap()];
+    for (i, piece) in out.chunks_mut(300_001).enumerate() {
+        disk.read_at(i as u64 * 300_001, piece)?;
+    }
+    Ok(out)
+}
+
+/// Noise, text, zeroes and a partial last block.
+fn image(seed: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0u8; len];
+    let noise = Seeded::new(seed);
+    for (i, piece) in bytes.chunks_mut(96 << 10).enumerate() {
+        match i % 4 {
+            0 => noise.fill(piece).unwrap(),
+            1 => piece.iter_mut().enumerate().for_each(|(j, b)| *b = b"Coffer keeps it. "[(i * 7 + j) % 17]),
+            2 => noise.fill(&mut piece[..8192]).unwrap(),
+            _ => {}
+        }
+    }
+    bytes
+}
+
+#[test]
+fn what_goes_in_comes_out_and_is_stored_once() {
+    let (bench, repo) = Bench::new();
+    let index = bench.index(&repo);
+    let (a, b) = (image(1, 9 << 20 | 12_345), image(2, 3 << 20));
+    let first =
+        back_up(&repo, &index, &[("root", &a), ("data", &b), ("empty", &[]), ("zero", &vec![0; 5 << 20])], None, 10);
+    assert_eq!(read_all(&repo, &first, "root").unwrap(), a);
+    assert_eq!(read_all(&repo, &first, "data").unwrap(), b);
+    assert_eq!(read_all(&repo, &first, "empty").unwrap(), Vec::<u8>::new());
+    assert_eq!(read_all(&repo, &first, "zero").unwrap(), vec![0; 5 << 20]);
+    assert!(first.stats.new_stored < (a.len() + b.len()) as u64);
+
+    let mut changed = a.clone();
+    changed[4 << 20..(4 << 20) + 5000].fill(0x55);
+    let second = back_up(&repo, &index, &[("root", &changed)], Some(first.clone()), 20);
+    assert_eq!(read_all(&repo, &second, "root").unwrap(), changed);
+    assert!(second.stats.new_raw <= 3 * 262_144, "{:?}", second.stats);
+    assert_eq!(second.parents, [first.id()]);
+
+    // Another repository handle, without any index, and with the contents moved by whole blocks: all known.
+    let reopened = bench.open(&pass("secret")).unwrap();
+    let points = reopened.points().unwrap();
+    assert_eq!(points.snapshots, [first.clone(), second]);
+    assert_eq!(read_all(&reopened, &points.snapshots[0], "root").unwrap(), a);
+    let mut moved = vec![0; 1 << 20];
+    moved.extend_from_slice(&a);
+    let third = back_up(&repo, &index, &[("moved", &moved)], None, 30);
+    assert_eq!(third.stats.new_chunks, 0, "{:?}", third.stats);
+    assert_eq!(read_all(&repo, &third, "moved").unwrap(), moved);
+}
+
+#[test]
+fn extents_tell_data_from_zero() {
+    let (bench, repo) = Bench::new();
+    let index = bench.index(&repo);
+    let mut bytes = vec![0u8; 300 << 20];
+    bytes[0] = 1;
+    bytes[5 << 20..6 << 20].fill(2);
+    bytes[299 << 20] = 3;
+    let snapshot = back_up(&repo, &index, &[("d", &bytes)], None, 10);
+    let reader = Reader::new(repo, ReaderOptions::default()).unwrap();
+    let disk = reader.disk(&snapshot, "d").unwrap();
+    let all: Vec<_> = disk
+        .extents(0..disk.size(), 100)
+        .unwrap()
+        .into_iter()
+        .map(|e| (e.range.start, e.range.end, e.content))
+        .collect();
+    use MapContent::{Data, Zero};
+    let mib = |n: u64| n << 20;
+    assert_eq!(
+        all,
+        [
+            (0, 4096, Data),
+            (4096, mib(5), Zero),
+            (mib(5), mib(6), Data),
+            (mib(6), mib(299), Zero),
+            (mib(299), mib(299) + 4096, Data),
+            (mib(299) + 4096, mib(300), Zero)
+        ]
+    );
+    assert_eq!(disk.extents(mib(7)..mib(8), 1).unwrap().len(), 1);
+    let two = disk.extents(1..mib(300), 2).unwrap();
+    assert_eq!((two[0].range.clone(), two[1].range.clone()), (1..4096, 4096..mib(5)));
+    assert!(disk.extents(0..mib(300) + 1, 2).is_err());
+}
+
+#[test]
+fn a_writer_adds_and_cannot_read_or_remove() {
+    let (bench, repo) = Bench::new();
+    let key = coffer_repo::crypto::Secret::random(&*bench.entropy).unwrap();
+    let text = coffer_repo::key_slot::key_file(&key).unwrap();
+    let credential = Credential::from_key_file(&text).unwrap();
+    let slot = SlotOptions { label: "mover 1".into(), created: at(2), cost: PassphraseCost::default() };
+    repo.export_writer(&credential, &slot).unwrap();
+    let writer = bench.open(&credential).unwrap();
+    let bytes = image(3, 3 << 20);
+    let index = bench.index(&writer);
+    let snapshot = back_up(&writer, &index, &[("d", &bytes)], None, 10);
+    assert_eq!(read_all(&writer, &snapshot, "d").unwrap_err().kind(), Kind::WrongKey);
+    assert_eq!(writer.forget(snapshot.name, at(11)).unwrap_err().kind(), Kind::WrongKey);
+    let full = bench.open(&pass("secret")).unwrap();
+    let seen = full.points().unwrap();
+    assert_eq!((seen.snapshots.len(), seen.damaged.len()), (1, 0));
+    assert_eq!(read_all(&full, &seen.snapshots[0], "d").unwrap(), bytes);
+    // The writer builds on its own point; the authority does not rely on the writer's packs unless told to.
+    let second = back_up(&writer, &index, &[("d", &bytes)], Some(snapshot), 20);
+    assert_eq!(second.stats.new_chunks, 0);
+    let third = back_up(&full, &index, &[("other", &bytes)], None, 30);
+    assert!(third.stats.new_chunks > 0);
+}
+
+#[test]
+fn pins_and_forgets() {
+    let (bench, repo) = Bench::new();
+    let index = bench.index(&repo);
+    let snapshot = back_up(&repo, &index, &[("d", &image(4, 1 << 20))], None, 10);
+    let before = bench.memory.clone_state();
+    let pin = repo.pin(&snapshot, "mount", &Identity::default(), at(11)).unwrap();
+    assert_eq!(pin.warning(), None);
+    assert_eq!(repo.points().unwrap().snapshots.len(), 1);
+    pin.release(at(12)).unwrap();
+    assert_eq!(repo.forgotten().unwrap().len(), 1);
+    repo.forget(snapshot.name, at(13)).unwrap();
+    repo.forget(snapshot.name, at(14)).unwrap();
+    assert!(repo.points().unwrap().snapshots.is_empty());
+    assert_eq!(repo.pin(&snapshot, "mount", &Identity::default(), at(15)).unwrap_err().kind(), Kind::NotFound);
+    // A child of a forgotten parent is not committed.
+    let mut writer =
+        Writer::begin(&repo, &index, "web", Some(snapshot), Identity::default(), WriterOptions::default(), at(16))
+            .unwrap();
+    let bytes = image(4, 1 << 20);
+    let source = Image { bytes: &bytes, window: 1 << 20, next: AtomicU64::new(0) };
+    writer.disk(DiskSpec { name: "d".into(), block_size: 512, platform: None }, &source, &Cancel::default()).unwrap();
+    assert!(writer.commit(vec![]).unwrap_err().to_string().contains("forgotten"));
+    assert!(repo.points().unwrap().snapshots.is_empty());
+    assert!(before.size("repo").unwrap().is_some());
+}
+
+#[test]
+fn damage_is_named_and_never_zeroes() {
+    let (bench, repo) = Bench::new();
+    let index = bench.index(&repo);
+    let bytes = image(5, 2 << 20);
+    let snapshot = back_up(&repo, &index, &[("d", &bytes)], None, 10);
+    let mut packs = Vec::new();
+    bench
+        .memory
+        .list("packs/", &mut |o| {
+            packs.push(o.name);
+            Ok(())
+        })
+        .unwrap();
+    for pack in &packs {
+        let whole = bench.memory.get(pack).unwrap();
+        bench.memory.delete(pack).unwrap();
+        let e = read_all(&repo, &snapshot, "d").unwrap_err();
+        assert_eq!(e.kind(), Kind::Corrupt);
+        assert!(e.to_string().contains(pack.as_str()) && e.to_string().contains("disk 'd' of web@"), "{e:?}");
+        let mut flipped = whole.clone();
+        let middle = flipped.len() / 2;
+        flipped[middle] ^= 1;
+        let _ = bench.memory.put(pack, &[&flipped]).unwrap();
+        let e = read_all(&repo, &snapshot, "d").unwrap_err();
+        assert!(e.kind() == Kind::Corrupt && e.to_string().contains(pack.as_str()), "{e:?}");
+        bench.memory.delete(pack).unwrap();
+        let _ = bench.memory.put(pack, &[&whole]).unwrap();
+    }
+    assert_eq!(read_all(&repo, &snapshot, "d").unwrap(), bytes);
+}
+
+#[test]
+fn a_failing_source_commits_nothing() {
+    struct Failing(AtomicU64);
+    impl WindowSource for Failing {
+        fn next(&self, window: &mut Window) -> Result<Filled> {
+            let i = self.0.fetch_add(1, Ordering::Relaxed);
+            if i == 3 {
+                return Err(Error::new(Kind::Unavailable, "disk d: bytes 3 to 4"));
+            }
+            window.bytes.resize(1 << 20, 7);
+            Ok(Filled::Bytes(i))
+        }
+        fn size(&self) -> Result<u64> {
+            Ok(100 << 20)
+        }
+    }
+    let (bench, repo) = Bench::new();
+    let index = bench.index(&repo);
+    let mut writer =
+        Writer::begin(&repo, &index, "web", None, Identity::default(), WriterOptions::default(), at(1)).unwrap();
+    let spec = DiskSpec { name: "d".into(), block_size: 512, platform: None };
+    let e = writer.disk(spec, &Failing(AtomicU64::new(0)), &Cancel::default()).unwrap_err();
+    assert!(e.to_string().contains("bytes 3 to 4"), "{e:?}");
+    drop(writer);
+    assert!(repo.points().unwrap().snapshots.is_empty());
+}
+
+#[test]
+fn wrong_passphrase_and_no_repository_are_told_apart() {
+    let (bench, _repo) = Bench::new();
+    assert_eq!(bench.open(&pass("wrong")).unwrap_err().kind(), Kind::WrongKey);
+    let empty = Repository::open(Arc::new(Memory::default()), &pass("secret"), bench.entropy.clone()).unwrap_err();
+    assert_eq!(empty.kind(), Kind::NotFound);
+    assert!(empty.to_string().contains("coffer init"));
+}
