@@ -208,7 +208,7 @@ mod tests {
     fn what_is_not_found_names_the_nearest() {
         for (text, says) in [
             ("wbe@latest", "web"),
-            ("web@-9", "5 points"),
+            ("web@-9", "4 points"),
             ("web@1970-01-01T00-00-11Z", "web@1970-01-01T00-00-10Z"),
             ("web@1970-01-01T00-00-30Z", "0505"),
             ("ffff", "no point"),

@@ -30,7 +30,8 @@ impl World {
     fn new() -> Self {
         let entropy = Seeded::new(11);
         let authority = Keys::generate(REPO, &entropy).unwrap();
-        let (writer, certificate) = authority.export_writer("mover", 0, &entropy).unwrap();
+        let (writer, certificate) =
+            authority.export_writer("mover", crate::time::Timestamp::from_seconds(0).unwrap(), &entropy).unwrap();
         let mut certificates = Certificates::new(&authority);
         let (name, body) = (certificate.object_name(), certificate.encode().unwrap());
         let object =
@@ -42,7 +43,7 @@ impl World {
     /// A stored pack of `keys`' holder with these contents.
     fn pack(&self, keys: &Keys, contents: &[Stored]) -> PackEntries {
         let options = PackOptions { kind: contents[0].pack_kind(), aead: Aead::Aes256Gcm, target_len: 0 };
-        let mut builder = PackBuilder::new(keys, options, &self.entropy).unwrap();
+        let mut builder = PackBuilder::new(keys, options, Vec::new(), &self.entropy).unwrap();
         for stored in contents {
             builder.append(*stored, Codec::Raw, 4, b"raw!").unwrap();
         }

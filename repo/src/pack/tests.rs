@@ -65,7 +65,7 @@ fn options(kind: PackKind) -> PackOptions {
 
 /// A pack of three frames: one compressed, one as it is, one of a single byte.
 fn small(keys: &Keys, options: PackOptions) -> (FinishedPack, Vec<Vec<u8>>) {
-    let mut builder = PackBuilder::new(keys, options, &Seeded::new(2)).unwrap();
+    let mut builder = PackBuilder::new(keys, options, Vec::new(), &Seeded::new(2)).unwrap();
     let raws = vec![vec![7; 300], b"as it is: nothing to gain".to_vec(), vec![1]];
     let mut compressor = Compressor::new(1).unwrap();
     for (n, raw) in (0u8..).zip(&raws) {
@@ -175,7 +175,8 @@ fn a_pack_counts_only_as_itself() {
 #[test]
 fn a_writer_lists_its_packs_but_cannot_read_their_content() {
     let full = keys();
-    let (writer, certificate) = full.export_writer("mover", 0, &Seeded::new(4)).unwrap();
+    let (writer, certificate) =
+        full.export_writer("mover", crate::time::Timestamp::from_seconds(0).unwrap(), &Seeded::new(4)).unwrap();
     let (pack, raws) = small(&writer, options(PackKind::Data));
     let memory = store(&pack);
     assert_eq!(read_contents(&memory, &writer, pack.kind, pack.uid).unwrap().0, pack.entries);
@@ -201,7 +202,8 @@ fn a_long_table_of_contents_takes_a_second_read_and_a_usual_one_does_not() {
     let keys = keys();
     let memory = Memory::default();
     for (frames, gets) in [(5000u32, 1), (6000, 2)] {
-        let mut builder = PackBuilder::new(&keys, options(PackKind::Tree), &Seeded::new(u64::from(frames))).unwrap();
+        let mut builder =
+            PackBuilder::new(&keys, options(PackKind::Tree), Vec::new(), &Seeded::new(u64::from(frames))).unwrap();
         for n in 0..frames {
             let mut id = [0; 32];
             id[..4].copy_from_slice(&n.to_le_bytes());
@@ -268,7 +270,7 @@ fn unknown_features_are_refused_by_name_and_compatible_ones_are_not() {
 #[test]
 fn the_builder_refuses_what_would_not_read_back() {
     let keys = keys();
-    let mut builder = PackBuilder::new(&keys, options(PackKind::Data), &Seeded::new(6)).unwrap();
+    let mut builder = PackBuilder::new(&keys, options(PackKind::Data), Vec::new(), &Seeded::new(6)).unwrap();
     let empty_len = builder.len();
     let chunk = Stored::Chunk(ChunkId([1; 32]));
     for (stored, codec, raw_len, bytes) in [
@@ -295,7 +297,7 @@ fn a_footer_that_would_pass_four_gibibytes_is_refused() {
 /// Frozen: the bytes of a tree pack under seeded randomness, so that the layout cannot change unnoticed.
 #[test]
 fn the_bytes_of_a_known_pack() {
-    let mut builder = PackBuilder::new(&keys(), options(PackKind::Tree), &Seeded::new(2)).unwrap();
+    let mut builder = PackBuilder::new(&keys(), options(PackKind::Tree), Vec::new(), &Seeded::new(2)).unwrap();
     builder.append(Stored::Node(NodeId([1; 32])), Codec::Raw, 5, b"first").unwrap();
     builder.append(Stored::Node(NodeId([2; 32])), Codec::Raw, 6, b"second").unwrap();
     let pack = builder.finish().unwrap();
