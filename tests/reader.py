@@ -56,12 +56,13 @@ def require(condition, message):
 # ---- Section 9: canonical CBOR ---------------------------------------------------------------------------------------
 
 def cbor_decode(octets):
-    value, rest = _cbor_item(octets, 0)
+    value, rest = _cbor_item(octets, 0, iter(range(1 << 20)))
     require(not rest, "CBOR: bytes after the item")
     return value
 
 
-def _cbor_item(octets, depth):
+def _cbor_item(octets, depth, budget):
+    require(next(budget, None) is not None, "CBOR: too many values")
     require(octets, "CBOR: cut short")
     major, low, rest = octets[0] >> 5, octets[0] & 31, octets[1:]
     if major == 7:
@@ -94,17 +95,17 @@ def _cbor_item(octets, depth):
     if major == 4:
         items = []
         for _ in range(count):
-            item, rest = _cbor_item(rest, depth + 1)
+            item, rest = _cbor_item(rest, depth + 1, budget)
             items.append(item)
         return items, rest
     pairs, last = {}, None
     for _ in range(count):
         require(rest and rest[0] >> 5 == 3, "CBOR: a key is not text")
-        key, after = _cbor_item(rest, depth + 1)
+        key, after = _cbor_item(rest, depth + 1, iter((0,)))
         spelled = rest[:len(rest) - len(after)]
         require(last is None or last < spelled, "CBOR: keys out of order or twice")
         last = spelled
-        pairs[key], rest = _cbor_item(after, depth + 1)
+        pairs[key], rest = _cbor_item(after, depth + 1, budget)
     return pairs, rest
 
 
@@ -247,8 +248,10 @@ def slot_open(slot, octets, passphrase=None, key_file=None):
     require(len(octets) > 32 and blake3.blake3(octets[:-32]).digest() == octets[-32:], f"{what}: damaged")
     entry = cbor_decode(octets[:-32])
     costs = {"m": int, "t": int, "p": int} if entry.get("kind") == "passphrase" else {}
-    fields(what, entry, {"v": int, "kind": str, "label": str, "created": int, "salt": 32, "sealed": 0, **costs})
+    shapes = {"v": int, "kind": str, "bundle": str, "label": str, "created": int, "salt": 32, "sealed": 0}
+    fields(what, entry, {**shapes, **costs})
     require(entry["v"] == 1 and entry["kind"] in ("passphrase", "keyfile"), f"{what}: version or kind")
+    require(entry["bundle"] in ("full", "writer"), f"{what}: kind of bundle")
     if entry["kind"] == "passphrase" and passphrase is not None:
         kek = Argon2id(salt=entry["salt"], length=32, iterations=entry["t"], lanes=entry["p"], memory_cost=entry["m"]).derive(passphrase)
     elif entry["kind"] == "keyfile" and key_file is not None:
@@ -257,9 +260,11 @@ def slot_open(slot, octets, passphrase=None, key_file=None):
         return None
     associated = b"coffer v1 key slot" + bytes.fromhex(slot) + cbor_encode({k: v for k, v in entry.items() if k != "sealed"})
     try:
-        return Keys(AESGCM(kek).decrypt(bytes(12), entry["sealed"], associated))
+        keys = Keys(AESGCM(kek).decrypt(bytes(12), entry["sealed"], associated))
     except InvalidTag:
         return None
+    require(keys.full == (entry["bundle"] == "full"), f"{what}: another kind of bundle than it says")
+    return keys
 
 
 def key_file_decode(text):
@@ -433,8 +438,8 @@ class Repository:
     # Objects
 
     def names(self, folder=""):
-        base = self.root / folder
-        return sorted(str(p.relative_to(self.root)) for p in base.rglob("*") if p.is_file())
+        found = (str(p.relative_to(self.root)) for p in (self.root / folder).rglob("*") if p.is_file())
+        return sorted(name for name in found if not name.startswith("tmp/"))
 
     def exists(self, name):
         return (self.root / name).is_file()
@@ -626,8 +631,8 @@ class Repository:
         fields(f"{name}: stats", body["stats"], {"read": int, "new_chunks": int, "new_raw": int, "new_stored": int}, free=True)
         names = set()
         for disk in body["disks"]:
-            fields(f"{name}: disk", disk, {"name": str, "size": int, "block": int, "root": 0, "platform": dict},
-                   {"token": str, "unreadable": int}, free=True)
+            fields(f"{name}: disk", disk, {"name": str, "size": int, "block": int, "root": 0},
+                   {"token": str, "platform": dict, "unreadable": int}, free=True)
             require(disk["name"] not in names, f"{name}: two disks of one name")
             require(disk.get("unreadable") != 0, f"{name}: unreadable is absent when it is 0")
             names.add(disk["name"])
@@ -825,7 +830,8 @@ def check(repository):
             require(table == sorted(entries), f"{name}: {pack_name} has another table of contents")
 
     def check_disk(disk):
-        unreadable = sum(length for _, length, content in repository.walk(disk) if content is None)
+        lost = (length for _, length, content in repository.walk(disk) if content is None)
+        unreadable = sum(-(-length // BLOCK) * BLOCK for length in lost)
         require(unreadable == disk.get("unreadable", 0), f"disk {disk['name']}: {unreadable} bytes are unreadable")
 
     shapes = {6: {"host": str, "program": str, "workload": str}, 10: {"packs": list}, 12: {"snapshot": 16}}
