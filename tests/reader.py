@@ -245,7 +245,8 @@ class Keys:
 def slot_open(slot, octets, passphrase=None, key_file=None):
     """The bundle in a key slot, or None when the slot is of the other kind or another credential's."""
     what = f"keys/{slot}"
-    require(len(octets) > 32 and blake3.blake3(octets[:-32]).digest() == octets[-32:], f"{what}: damaged")
+    require(32 < len(octets) <= KIB64, f"{what}: length")
+    require(blake3.blake3(octets[:-32]).digest() == octets[-32:], f"{what}: damaged")
     entry = cbor_decode(octets[:-32])
     costs = {"m": int, "t": int, "p": int} if entry.get("kind") == "passphrase" else {}
     shapes = {"v": int, "kind": str, "bundle": str, "label": str, "created": int, "salt": 32, "sealed": 0}
@@ -253,6 +254,7 @@ def slot_open(slot, octets, passphrase=None, key_file=None):
     require(entry["v"] == 1 and entry["kind"] in ("passphrase", "keyfile"), f"{what}: version or kind")
     require(entry["bundle"] in ("full", "writer"), f"{what}: kind of bundle")
     if entry["kind"] == "passphrase" and passphrase is not None:
+        require(entry["m"] <= 2 << 20 and entry["t"] <= 16 and entry["p"] <= 16, f"{what}: cost")
         kek = Argon2id(salt=entry["salt"], length=32, iterations=entry["t"], lanes=entry["p"], memory_cost=entry["m"]).derive(passphrase)
     elif entry["kind"] == "keyfile" and key_file is not None:
         kek = hkdf(entry["salt"], key_file, b"coffer v1 key file")
@@ -399,7 +401,7 @@ class Node:
 # ---- The repository --------------------------------------------------------------------------------------------------
 
 NAMES = {
-    None: [r"repo", r"features/(?:incompat|rocompat|compat)-.+", rf"keys/{HEX32}"],
+    None: [r"repo", r"features/.+", rf"keys/{HEX32}"],
     1: [rf"packs/([0-9a-f]{{2}})/\1[0-9a-f]{{30}}"],
     2: [rf"trees/([0-9a-f]{{2}})/\1[0-9a-f]{{30}}"],
     4: [rf"index/{HEX32}-[0-9a-f]{{16}}"],
@@ -428,8 +430,7 @@ class Repository:
     def __init__(self, location, passphrase=None, key_file=None):
         self.root = pathlib.Path(location)
         for feature in self.names("features"):
-            kind_of(feature)
-            require(not feature.startswith("features/incompat-"), f"{feature}: unknown feature")
+            require(feature.startswith(("features/rocompat-", "features/compat-")), f"{feature}: unknown feature")
         self.keys = self._unlock(passphrase, key_file)
         self.descriptor = self._descriptor(self.get("repo"))
         self.window, self.fanout = self.descriptor["disk"]["window"], self.descriptor["fanout"]

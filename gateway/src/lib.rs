@@ -1,8 +1,22 @@
 //! Coffer's gateway: block devices and the doors that serve them.
+//!
+//! ```text
+//!   nbd::Server  ->  Exports  ->  dyn BlockDevice        what is offered, by name
+//!   nbd::NbdClient                is one                 what others offer
+//! ```
+//! Not here: how a snapshot is stored (the repository), file systems, iSCSI. What holds: devices are synchronous and may be
+//! called from any thread; errors keep the repository's kinds up to the edge of each door.
 
 pub mod device;
-pub mod snapshot_device;
+mod export;
+mod faulty_device;
+mod memory_device;
+pub mod nbd;
+mod snapshot_device;
 
 pub use coffer_repo::{Error, Kind, Result};
 pub use device::{BlockDevice, Content, Durability, Extent, Zeroing};
+pub use export::{Export, Exports};
+pub use faulty_device::{Faults, FaultyDevice};
+pub use memory_device::MemoryDevice;
 pub use snapshot_device::SnapshotDevice;

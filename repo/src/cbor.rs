@@ -513,11 +513,9 @@ mod tests {
         }
 
         #[test]
-        fn every_truncation_is_refused(value in any_value()) {
+        fn every_truncation_is_refused(value in any_value(), cut: prop::sample::Index) {
             let bytes = value.encode().unwrap();
-            for cut in 0..bytes.len() {
-                prop_assert_eq!(Value::decode(&bytes[..cut]).unwrap_err().kind(), Kind::Corrupt);
-            }
+            prop_assert_eq!(Value::decode(&bytes[..cut.index(bytes.len())]).unwrap_err().kind(), Kind::Corrupt);
         }
     }
 

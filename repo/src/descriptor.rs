@@ -1,8 +1,8 @@
 //! The descriptor, object `repo`: what was decided for a repository when it was made (FORMAT.md section 2).
 //!
-//! Not here: storage, the objects under `features/` ([`crate::features`]). What holds: nothing of a descriptor is believed
-//! before the signature of the key bundle's authority over all of it was checked; parameters that come out of it are ones
-//! that this version can work with.
+//! Not here: storage, the objects under `features/` ([`crate::features`]). What holds: nothing of a descriptor is acted
+//! on before the signature of the key bundle's authority over all of it was checked, but for refusing a format that this
+//! version does not know; parameters that come out of it are ones that this version can work with.
 
 use crate::cbor::Map;
 use crate::chunker::{DiskParams, StreamParams};
@@ -53,8 +53,7 @@ impl Descriptor {
     /// Whether `bytes` are a descriptor of a format that this version knows, as far as that can be said before a key was found:
     /// so that a newer format is not taken for a wrong passphrase. `Corrupt` or `Unsupported` when not.
     pub fn check_format(bytes: &[u8]) -> Result<()> {
-        let (bits, ..) = parse(bytes)?;
-        bits.access("this repository").map(|_| ())
+        Parts::parse(bytes)?.bits.access("this repository").map(drop)
     }
 
     /// The descriptor in `bytes`, and what this version may do with the repository. `Corrupt` unless the authority of `keys`
@@ -153,36 +152,45 @@ fn sign(keys: &Keys, bits: FeatureBits, body: &[u8]) -> Result<Vec<u8>> {
 
 /// Checks magic, version and signature; gives the feature bits and the body.
 fn verify<'a>(keys: &Keys, bytes: &'a [u8]) -> Result<(FeatureBits, &'a [u8])> {
-    let (bits, body, signed, signature) = parse(bytes)?;
+    let parts = Parts::parse(bytes)?;
     keys.authority()
-        .verify(&[LABEL, signed], signature)
+        .verify(&[LABEL, parts.signed], parts.signature)
         .map_err(|e| e.within("the descriptor is damaged, or another repository's"))?;
-    Ok((bits, body))
+    Ok((parts.bits, parts.body))
 }
 
-/// Feature bits, body, the bytes that are signed, and the signature.
-fn parse(bytes: &[u8]) -> Result<(FeatureBits, &[u8], &[u8], &[u8; SIGNATURE_LEN])> {
-    let damaged = |why: &str| Error::corrupt(format!("descriptor '{OBJECT_NAME}' {why}"));
-    let truncated = || damaged("is truncated");
-    let (magic, rest) = bytes.split_first_chunk::<8>().ok_or_else(truncated)?;
-    if magic != MAGIC {
-        return Err(damaged("is not one of a Coffer repository"));
+/// A descriptor taken apart, its signature unchecked.
+struct Parts<'a> {
+    bits: FeatureBits,
+    body: &'a [u8],
+    signed: &'a [u8],
+    signature: &'a [u8; SIGNATURE_LEN],
+}
+
+impl<'a> Parts<'a> {
+    fn parse(bytes: &'a [u8]) -> Result<Self> {
+        let damaged = |why: &str| Error::corrupt(format!("descriptor '{OBJECT_NAME}' {why}"));
+        let truncated = || damaged("is truncated");
+        let (magic, rest) = bytes.split_first_chunk::<8>().ok_or_else(truncated)?;
+        if magic != MAGIC {
+            return Err(damaged("is not one of a Coffer repository"));
+        }
+        let (major, rest) = rest.split_first_chunk::<2>().ok_or_else(truncated)?;
+        let major = u16::from_le_bytes(*major);
+        if major != MAJOR {
+            return Err(unsupported("repository format", &major.to_string()));
+        }
+        // A larger minor version only adds keys that may be ignored.
+        let (_minor, rest) = rest.split_first_chunk::<2>().ok_or_else(truncated)?;
+        let (bits, rest) = rest.split_first_chunk::<{ FeatureBits::LEN }>().ok_or_else(truncated)?;
+        let (body_len, rest) = rest.split_first_chunk::<4>().ok_or_else(truncated)?;
+        let (body, signature) = rest.split_last_chunk::<SIGNATURE_LEN>().ok_or_else(truncated)?;
+        if usize::try_from(u32::from_le_bytes(*body_len)) != Ok(body.len()) {
+            return Err(damaged("is truncated, or longer than it says"));
+        }
+        let signed = bytes.strip_suffix(signature).ok_or_else(truncated)?;
+        Ok(Parts { bits: FeatureBits::decode(bits), body, signed, signature })
     }
-    let (major, rest) = rest.split_first_chunk::<2>().ok_or_else(truncated)?;
-    let major = u16::from_le_bytes(*major);
-    if major != MAJOR {
-        return Err(unsupported("repository format", &major.to_string()));
-    }
-    // A larger minor version only adds keys that may be ignored.
-    let (_minor, rest) = rest.split_first_chunk::<2>().ok_or_else(truncated)?;
-    let (bits, rest) = rest.split_first_chunk::<{ FeatureBits::LEN }>().ok_or_else(truncated)?;
-    let (body_len, rest) = rest.split_first_chunk::<4>().ok_or_else(truncated)?;
-    let (body, signature) = rest.split_last_chunk::<SIGNATURE_LEN>().ok_or_else(truncated)?;
-    if usize::try_from(u32::from_le_bytes(*body_len)) != Ok(body.len()) {
-        return Err(damaged("is truncated, or longer than it says"));
-    }
-    let signed = bytes.strip_suffix(signature).ok_or_else(truncated)?;
-    Ok((FeatureBits::decode(bits), body, signed, signature))
 }
 
 #[cfg(test)]
@@ -262,6 +270,25 @@ mod tests {
         let (_, access) = decode(FeatureBits { ro_compat: 4, ..none }).unwrap();
         assert!(matches!(access, Access::ReadOnly(why) if why.contains("ro_compat bit 2")));
         assert_eq!(decode(FeatureBits { compat: 4, ..none }).unwrap().1, Access::ReadWrite);
+    }
+
+    #[test]
+    fn a_newer_format_is_told_before_a_key_is_found() {
+        let keys = keys();
+        let body = descriptor().body(&keys).encode().unwrap();
+        let check = |bits| Descriptor::check_format(&sign(&keys, bits, &body).unwrap());
+        check(FeatureBits { ro_compat: 1, compat: 1, ..FeatureBits::default() }).unwrap();
+        let refused = check(FeatureBits { incompat: 2, ..FeatureBits::default() }).unwrap_err();
+        assert_eq!(refused.kind(), Kind::Unsupported);
+        assert!(refused.context().contains("incompat bit 1"), "{refused}");
+        let bytes = descriptor().encode(&keys).unwrap();
+        for cut in 0..bytes.len() {
+            assert_eq!(Descriptor::check_format(&bytes[..cut]).unwrap_err().kind(), Kind::Corrupt, "{cut}");
+        }
+        let newer = [&bytes[..8], &[2], &bytes[9..]].concat();
+        let refused = Descriptor::check_format(&newer).unwrap_err();
+        assert_eq!(refused.kind(), Kind::Unsupported);
+        assert!(refused.context().contains("repository format 2"), "{refused}");
     }
 
     #[test]

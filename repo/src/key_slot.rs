@@ -221,7 +221,11 @@ pub fn open_slot(slot: SlotId, bytes: &[u8], credential: &Credential) -> Result<
     let bundle = slot_key(&kek)?
         .open_in_place(nonce(), aad(slot, &map)?, &mut sealed)
         .map_err(|_| wrong(&format!("is not for this {}", credential.noun())))?;
-    Keys::decode(bundle).map_err(within)
+    let keys = Keys::decode(bundle).map_err(within)?;
+    if keys.is_full() != summary.full {
+        return Err(within(Error::corrupt("the bundle in it is not of the kind it names")));
+    }
+    Ok(keys)
 }
 
 /// What can be said of the slot `slot` without opening it.
@@ -301,4 +305,187 @@ fn nonce() -> Nonce {
 /// What the slot's tag vouches for beside the bundle: all of the slot.
 fn aad(slot: SlotId, map_without_sealed: &Map) -> Result<Aad<Vec<u8>>> {
     Ok(Aad::from([SLOT_LABEL, &slot.0, &map_without_sealed.encode()?].concat()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cbor::Value;
+    use crate::entropy::Seeded;
+    use crate::id::RepoId;
+
+    const SLOT: SlotId = SlotId([4; 16]);
+    const CHEAP: PassphraseCost = PassphraseCost { memory_kib: 8, passes: 1, lanes: 1 };
+
+    fn keys() -> Keys {
+        Keys::generate(RepoId([3; 16]), &Seeded::new(1)).unwrap()
+    }
+
+    fn passphrase(text: &str) -> Credential {
+        Credential::Passphrase(Zeroizing::new(text.to_owned()))
+    }
+
+    fn options(cost: PassphraseCost) -> SlotOptions {
+        SlotOptions { label: "owner".into(), created: Timestamp::from_seconds(1_795_226_400).unwrap(), cost }
+    }
+
+    fn seal(credential: &Credential) -> Vec<u8> {
+        seal_slot(&keys(), credential, SLOT, &options(CHEAP), &Seeded::new(2)).unwrap()
+    }
+
+    /// The slot with its map changed and its digest made right again: forged, not damaged.
+    fn forge(bytes: &[u8], change: impl FnOnce(&mut Map)) -> Vec<u8> {
+        let mut map = Map::decode(&bytes[..bytes.len() - DIGEST_LEN]).unwrap();
+        change(&mut map);
+        digested(&map)
+    }
+
+    fn digested(map: &Map) -> Vec<u8> {
+        let mut forged = map.encode().unwrap();
+        let digest = blake3::hash(&forged);
+        forged.extend_from_slice(digest.as_bytes());
+        forged
+    }
+
+    #[test]
+    fn what_was_sealed_opens_with_its_credential_only() {
+        let file = Credential::KeyFile(Secret::new([6; 32]));
+        for (right, wrong, other) in [
+            (passphrase("sesame"), passphrase("sesamf"), Credential::KeyFile(Secret::new([6; 32]))),
+            (file, Credential::KeyFile(Secret::new([7; 32])), passphrase("sesame")),
+        ] {
+            let bytes = seal(&right);
+            assert_eq!(open_slot(SLOT, &bytes, &right).unwrap().encode().unwrap(), keys().encode().unwrap());
+            for wrong in [wrong, other] {
+                let error = open_slot(SLOT, &bytes, &wrong).unwrap_err();
+                assert_eq!(error.kind(), Kind::WrongKey, "{error}");
+                assert!(error.context().contains("owner"), "{error}");
+            }
+            let elsewhere = SlotId([5; 16]);
+            assert_eq!(open_slot(elsewhere, &bytes, &right).unwrap_err().kind(), Kind::WrongKey);
+        }
+    }
+
+    #[test]
+    fn damage_is_told_from_a_wrong_passphrase() {
+        let right = passphrase("sesame");
+        let bytes = seal(&right);
+        for bit in 0..bytes.len() * 8 {
+            let mut flipped = bytes.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(open_slot(SLOT, &flipped, &right).unwrap_err().kind(), Kind::Corrupt, "bit {bit}");
+            assert_eq!(summarise(SLOT, &flipped).unwrap_err().kind(), Kind::Corrupt, "bit {bit}");
+        }
+        for cut in 0..bytes.len() {
+            assert_eq!(open_slot(SLOT, &bytes[..cut], &right).unwrap_err().kind(), Kind::Corrupt, "{cut}");
+        }
+        assert_eq!(open_slot(SLOT, &vec![0; MAX_LEN + 1], &right).unwrap_err().kind(), Kind::Corrupt);
+    }
+
+    #[test]
+    fn every_part_of_a_slot_is_vouched_for() {
+        let right = passphrase("sesame");
+        let bytes = seal(&right);
+        let changes: [(&str, Value); 7] = [
+            ("bundle", "writer".into()),
+            ("label", "mallory".into()),
+            ("created", 1u64.into()),
+            ("salt", (&[0u8; 32]).into()),
+            ("m", 16u64.into()),
+            ("t", 2u64.into()),
+            ("extra", true.into()),
+        ];
+        for (key, value) in changes {
+            let forged = forge(&bytes, |map| map.insert(key, value));
+            assert_eq!(open_slot(SLOT, &forged, &right).unwrap_err().kind(), Kind::WrongKey, "{key}");
+        }
+    }
+
+    #[test]
+    fn a_hostile_slot_cannot_exhaust_the_host() {
+        let right = passphrase("sesame");
+        let bytes = seal(&right);
+        for (key, value) in [
+            ("m", u64::from(PassphraseCost::MOST.memory_kib) + 1),
+            ("m", u64::from(u32::MAX)),
+            ("m", u64::MAX),
+            ("m", 0),
+            ("t", u64::from(PassphraseCost::MOST.passes) + 1),
+            ("t", 0),
+            ("p", u64::from(PassphraseCost::MOST.lanes) + 1),
+            ("p", 2),
+            ("p", 0),
+        ] {
+            let forged = forge(&bytes, |map| map.insert(key, value));
+            assert_eq!(open_slot(SLOT, &forged, &right).unwrap_err().kind(), Kind::Corrupt, "{key} {value}");
+        }
+        for cost in [PassphraseCost { memory_kib: 7, ..CHEAP }, PassphraseCost { passes: 17, ..CHEAP }] {
+            let error = seal_slot(&keys(), &right, SLOT, &options(cost), &Seeded::new(2)).unwrap_err();
+            assert_eq!(error.kind(), Kind::Invalid);
+        }
+    }
+
+    #[test]
+    fn a_slot_holds_the_kind_of_bundle_that_it_names() {
+        let key = Secret::new([6; 32]);
+        let bytes = seal(&Credential::KeyFile(key.clone()));
+        assert!(summarise(SLOT, &bytes).unwrap().full);
+        // Made by somebody who has the key file: the tag is right, the name is not.
+        let mut map = Map::decode(&bytes[..bytes.len() - DIGEST_LEN]).unwrap().with("bundle", "writer");
+        map.remove("sealed");
+        let kek = hkdf(&map.array_of::<32>("salt").unwrap(), &key, &[KEY_FILE_LABEL]).unwrap();
+        let mut sealed = keys().encode().unwrap().to_vec();
+        slot_key(&kek).unwrap().seal_in_place_append_tag(nonce(), aad(SLOT, &map).unwrap(), &mut sealed).unwrap();
+        let error = open_slot(SLOT, &digested(&map.with("sealed", sealed)), &Credential::KeyFile(key)).unwrap_err();
+        assert_eq!(error.kind(), Kind::Corrupt);
+        assert!(error.context().contains("not of the kind"), "{error}");
+        assert_eq!(
+            summarise(SLOT, &forge(&bytes, |map| map.insert("bundle", "odd"))).unwrap_err().kind(),
+            Kind::Unsupported
+        );
+    }
+
+    #[test]
+    fn the_default_cost_works() {
+        let right = passphrase("sesame");
+        let bytes = seal_slot(&keys(), &right, SLOT, &options(PassphraseCost::default()), &Seeded::new(2)).unwrap();
+        open_slot(SLOT, &bytes, &right).unwrap();
+        let cost = PassphraseCost { memory_kib: 65_536, passes: 3, lanes: 4 };
+        assert_eq!(summarise(SLOT, &bytes).unwrap().kind, SlotKind::Passphrase(cost));
+    }
+
+    #[test]
+    fn slots_of_later_kinds_are_listed_and_named() {
+        let right = passphrase("sesame");
+        let later = forge(&seal(&right), |map| map.insert("kind", "kms"));
+        let summary = summarise(SLOT, &later).unwrap();
+        assert_eq!((summary.kind, summary.label.as_str()), (SlotKind::Unknown("kms".into()), "owner"));
+        let error = open_slot(SLOT, &later, &right).unwrap_err();
+        assert_eq!(error.kind(), Kind::Unsupported);
+        assert!(error.context().contains("'kms'"), "{error}");
+        let newer = forge(&seal(&right), |map| map.insert("v", 2u64));
+        assert_eq!(open_slot(SLOT, &newer, &right).unwrap_err().kind(), Kind::Unsupported);
+    }
+
+    #[test]
+    fn key_files_have_one_spelling_and_are_never_repeated_in_errors() {
+        let text = key_file(&Secret::new([0xab; 32])).unwrap();
+        assert_eq!(text.as_str(), format!("coffer-key-1:{}\n", "ab".repeat(32)));
+        let Credential::KeyFile(key) = Credential::from_key_file(&text).unwrap() else { panic!("no key file") };
+        assert_eq!(key.expose(), &[0xab; 32]);
+        let digits = "ab".repeat(32);
+        for bad in [
+            String::new(),
+            digits.clone(),
+            format!("coffer-key-2:{digits}\n"),
+            format!("coffer-key-1:{}\n", "AB".repeat(32)),
+            format!("coffer-key-1:{digits}ab\n"),
+            format!("coffer-key-1:{}\n", &digits[1..]),
+            format!("coffer-key-1:{digits}\n\n"),
+        ] {
+            let error = Credential::from_key_file(&bad).err().unwrap();
+            assert_eq!(error.kind(), Kind::Invalid);
+            assert!(!error.context().contains(&digits[..8]), "{error}");
+        }
+    }
 }

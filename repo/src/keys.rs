@@ -202,7 +202,8 @@ impl Keys {
         signer: Signer,
         data: Vec<DataKey>,
     ) -> Result<Self> {
-        let rising = data.iter().zip(data.iter().skip(1)).all(|(older, newer)| older.epoch < newer.epoch);
+        let rising = data.iter().zip(data.iter().skip(1)).all(|(older, newer)| older.epoch < newer.epoch)
+            && data.first().is_some_and(|key| key.epoch >= FIRST_EPOCH);
         let latest = data.last().map(|key| (key.epoch, key.public));
         match latest {
             Some(latest) if rising => Ok(Keys { repo, id_key, structure, authority, signer, data, latest }),
@@ -236,5 +237,101 @@ impl fmt::Debug for Keys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = if self.is_full() { "full" } else { "writer" };
         write!(f, "Keys of repository {}, {kind} bundle, signing as {}", self.repo, self.signer.id())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entropy::Seeded;
+
+    fn now() -> Timestamp {
+        Timestamp::from_seconds(1_795_226_400).unwrap()
+    }
+
+    fn full() -> Keys {
+        Keys::generate(RepoId([3; 16]), &Seeded::new(1)).unwrap()
+    }
+
+    fn map(keys: &Keys) -> Map {
+        Map::decode(&keys.encode().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_writer_bundle_holds_no_private_key_of_the_full_one() {
+        let full = full();
+        let (writer, certificate) = full.export_writer("mover 1", now(), &Seeded::new(2)).unwrap();
+        assert!(full.is_full() && !writer.is_full());
+        assert_eq!(certificate.public, writer.signer().public());
+        assert_eq!((certificate.label.as_str(), certificate.created), ("mover 1", now()));
+        assert_eq!((writer.repo(), writer.authority()), (full.repo(), full.authority()));
+        assert_eq!((writer.data_epoch(), writer.data_public()), (full.data_epoch(), full.data_public()));
+        assert_eq!(writer.id_key().chunk_id(b"x"), full.id_key().chunk_id(b"x"));
+        let encoded = writer.encode().unwrap();
+        let private = full.data_private(full.data_public().recipient_id()).unwrap().secret().expose();
+        for secret in [private, full.signer().seed().expose()] {
+            assert!(!encoded.windows(32).any(|window| window == secret));
+        }
+        assert_eq!(writer.export_writer("more", now(), &Seeded::new(3)).unwrap_err().kind(), Kind::WrongKey);
+    }
+
+    #[test]
+    fn a_writer_wraps_pack_keys_that_only_the_full_bundle_opens() {
+        let full = full();
+        let (writer, _) = full.export_writer("w", now(), &Seeded::new(2)).unwrap();
+        let uid = PackUid([5; 16]);
+        let key = PackKey::generate(&Seeded::new(4)).unwrap();
+        let ours = key.wrap(&writer.data_public(), uid, writer.repo(), &Seeded::new(5)).unwrap();
+        let strange = KeySlot { recipient: RecipientId([0; 16]), ..ours.clone() };
+        let opened = full.open_pack_key(uid, &[strange.clone(), ours.clone()], &key.commitment()).unwrap();
+        assert_eq!(opened.secret().expose(), key.secret().expose());
+        for (keys, slots, why) in [(&writer, [ours], "a writer's keys"), (&full, [strange], "lacks its data key")] {
+            let error = keys.open_pack_key(uid, &slots, &key.commitment()).err().unwrap();
+            assert_eq!(error.kind(), Kind::WrongKey);
+            assert!(error.context().contains(why), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_bundle_that_contradicts_itself_is_refused() {
+        let full = full();
+        let (writer, _) = full.export_writer("w", now(), &Seeded::new(2)).unwrap();
+        assert_eq!(Keys::decode(&map(&full).encode().unwrap()).unwrap().encode().unwrap(), full.encode().unwrap());
+        let epoch = |epoch: u32, public: &[u8; 32], private: &[u8; 32]| {
+            Value::Map(Map::new().with("epoch", epoch).with("public", public).with("private", private))
+        };
+        let public = full.data_public();
+        let private = full.data_private(public.recipient_id()).unwrap().secret().expose();
+        let twice = vec![epoch(1, public.as_bytes(), private), epoch(1, public.as_bytes(), private)];
+        for (changed, kind) in [
+            (map(&full).with("kind", "partial"), Kind::Unsupported),
+            (map(&full).with("kind", "writer").with("writer_seed", &[7; 32]).with("repo", &[1; 15]), Kind::Corrupt),
+            (map(&full).with("authority_seed", &[7; 32]), Kind::Corrupt),
+            (map(&full).with("authority", &[7; 32]), Kind::Corrupt),
+            (map(&full).with("id_key", &[7; 31]), Kind::Corrupt),
+            (map(&full).with("data", Vec::<Value>::new()), Kind::Corrupt),
+            (map(&full).with("data", vec![Value::Null]), Kind::Corrupt),
+            (map(&full).with("data", vec![epoch(0, public.as_bytes(), private)]), Kind::Corrupt),
+            (map(&full).with("data", twice), Kind::Corrupt),
+            (map(&full).with("data", vec![epoch(1, public.as_bytes(), &[7; 32])]), Kind::Corrupt),
+            (map(&full).with("data", vec![epoch(1, &[7; 32], private)]), Kind::Corrupt),
+            (map(&writer).with("writer_seed", full.signer().seed().expose()), Kind::Corrupt),
+            (map(&writer).with("kind", "full"), Kind::Corrupt),
+        ] {
+            assert_eq!(Keys::decode(&changed.encode().unwrap()).unwrap_err().kind(), kind, "{changed:?}");
+        }
+        let bytes = full.encode().unwrap();
+        for cut in 0..bytes.len() {
+            assert_eq!(Keys::decode(&bytes[..cut]).unwrap_err().kind(), Kind::Corrupt, "{cut}");
+        }
+    }
+
+    #[test]
+    fn nothing_secret_is_shown() {
+        let shown = format!("{:?}", full());
+        assert_eq!(
+            shown,
+            format!("Keys of repository {}, full bundle, signing as {}", full().repo(), full().signer().id())
+        );
     }
 }

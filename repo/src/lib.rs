@@ -38,3 +38,6 @@ pub mod writer;
 pub mod zero;
 
 pub use error::{Error, Kind, Result};
+
+#[cfg(test)]
+mod vectors;

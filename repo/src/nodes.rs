@@ -35,6 +35,9 @@ pub(crate) struct Root {
     node: Option<Arc<Node>>,
 }
 
+/// Gets the node that a child names and that has this level, or says that it may not fetch it.
+type Get<'a> = dyn Fn(&Child, u8) -> Result<Option<Arc<Node>>> + 'a;
+
 /// A leaf that was looked up.
 pub(crate) struct Found {
     pub(crate) node: Arc<Node>,
@@ -103,12 +106,7 @@ impl Nodes {
         Ok((!missed.get()).then_some(found))
     }
 
-    fn walk(
-        &self,
-        root: &Root,
-        window: u64,
-        get: &dyn Fn(&Child, u8) -> Result<Option<Arc<Node>>>,
-    ) -> Result<Option<Found>> {
+    fn walk(&self, root: &Root, window: u64, get: &Get<'_>) -> Result<Option<Found>> {
         let Some(mut node) = root.node.clone() else { return Ok(None) };
         if root.geometry.windows_of_level(node.level()) <= window {
             return Ok(None);

@@ -242,3 +242,215 @@ fn signed_head(keys: &Keys, kind: ObjectKind, name: &str) -> Result<Vec<u8>> {
     let name_len = u16::try_from(name.len()).map_err(|_| Error::invalid("an object name of over 65,535 bytes"))?;
     Ok([RECORD_LABEL, &[kind.byte()], &keys.repo().0, &name_len.to_le_bytes(), name.as_bytes()].concat())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::certificate::Certificate;
+    use crate::entropy::Seeded;
+    use crate::id::RepoId;
+    use crate::time::Timestamp;
+
+    const NAME: &str = "snapshots/aa/x/claim";
+
+    struct World {
+        full: Keys,
+        writer: Keys,
+        certificate: Certificate,
+        certificates: Certificates,
+    }
+
+    fn world() -> World {
+        let full = Keys::generate(RepoId([3; 16]), &Seeded::new(1)).unwrap();
+        let created = Timestamp::from_seconds(1_795_226_400).unwrap();
+        let (writer, certificate) = full.export_writer("mover 1", created, &Seeded::new(2)).unwrap();
+        let mut certificates = Certificates::new(&full);
+        let name = certificate.object_name();
+        certificates
+            .admit(&full, &name, &seal_as(&full, ObjectKind::Certificate, &name, &certificate.encode().unwrap()))
+            .unwrap();
+        World { full, writer, certificate, certificates }
+    }
+
+    fn seal_as(keys: &Keys, kind: ObjectKind, name: &str, body: &[u8]) -> Vec<u8> {
+        seal(keys, kind, name, body, Aead::Aes256Gcm, &Seeded::new(7)).unwrap()
+    }
+
+    /// What somebody who holds a writer's bundle, but not our scruples, can make.
+    fn seal_anyway(keys: &Keys, kind: ObjectKind, name: &str, content: &[u8]) -> Vec<u8> {
+        let salt = [1; 32];
+        let raw_len = u32::try_from(content.len()).unwrap();
+        let mut object = MAGIC.to_vec();
+        object.extend_from_slice(&[VERSION, kind.byte(), Aead::Aes256Gcm.byte(), Codec::Raw.byte()]);
+        object.extend_from_slice(&raw_len.to_le_bytes());
+        object.extend_from_slice(&salt);
+        let at = FrameAt { object: name, kind: kind.byte(), offset: 48, raw_len, codec: Codec::Raw };
+        let key = keys.object_key(kind.byte(), &salt, Aead::Aes256Gcm).unwrap();
+        key.seal_append(at, content, &mut object).unwrap();
+        object
+    }
+
+    fn signed(keys: &Keys, kind: ObjectKind, name: &str, body: &[u8]) -> Vec<u8> {
+        let signature = keys.signer().sign(&[&signed_head(keys, kind, name).unwrap(), body]);
+        [&keys.signer().id().0, &signature[..], body].concat()
+    }
+
+    #[test]
+    fn round_trips_of_both_ciphers_and_codecs_by_both_signers() {
+        let World { full, writer, certificates, .. } = world();
+        for keys in [&full, &writer] {
+            for body in [&[][..], b"short", &[7; 100_000]] {
+                for aead in [Aead::Aes256Gcm, Aead::ChaCha20Poly1305] {
+                    let object = seal(keys, ObjectKind::Claim, NAME, body, aead, &Seeded::new(7)).unwrap();
+                    assert!(object.len() < 1000, "{} bytes", object.len());
+                    let record = open(&full, &certificates, ObjectKind::Claim, NAME, &object).unwrap();
+                    assert_eq!((record.signer, record.body.as_slice()), (keys.signer().id(), body));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn flips_truncations_and_additions_are_refused() {
+        let World { writer, certificates, .. } = world();
+        for body in [&b"short"[..], &[7; 1000]] {
+            let object = seal_as(&writer, ObjectKind::Claim, NAME, body);
+            let open = |bytes: &[u8]| open(&writer, &certificates, ObjectKind::Claim, NAME, bytes);
+            for bit in 0..object.len() * 8 {
+                let mut flipped = object.clone();
+                flipped[bit / 8] ^= 1 << (bit % 8);
+                // Another version may look otherwise from there on: it is refused by its number.
+                let due = if bit / 8 == 8 { Kind::Unsupported } else { Kind::Corrupt };
+                let error = open(&flipped).unwrap_err();
+                assert_eq!(error.kind(), due, "bit {bit}: {error}");
+                assert!(error.context().contains(NAME), "{error}");
+            }
+            for cut in 0..object.len() {
+                assert_eq!(open(&object[..cut]).unwrap_err().kind(), Kind::Corrupt, "{cut}");
+            }
+            assert_eq!(open(&[&object[..], &[0]].concat()).unwrap_err().kind(), Kind::Corrupt);
+        }
+    }
+
+    #[test]
+    fn an_object_is_bound_to_its_name_kind_and_repository() {
+        let World { full, writer, certificates, .. } = world();
+        let object = seal_as(&writer, ObjectKind::Claim, NAME, b"body");
+        for (kind, name) in [(ObjectKind::Claim, "snapshots/aa/y/claim"), (ObjectKind::Session, NAME)] {
+            assert_eq!(open(&full, &certificates, kind, name, &object).unwrap_err().kind(), Kind::Corrupt);
+        }
+        let other = Keys::generate(full.repo(), &Seeded::new(9)).unwrap();
+        let error = open(&other, &Certificates::new(&other), ObjectKind::Claim, NAME, &object).unwrap_err();
+        assert_eq!(error.kind(), Kind::Corrupt);
+        // The signature binds them once more: a record cannot be moved by somebody who has the structure key.
+        let content = signed(&full, ObjectKind::Claim, NAME, b"body");
+        let moved = seal_anyway(&writer, ObjectKind::Claim, "snapshots/aa/y/claim", &content);
+        assert!(open(&full, &certificates, ObjectKind::Claim, "snapshots/aa/y/claim", &moved).is_err());
+        let turned = seal_anyway(&writer, ObjectKind::Forget, NAME, &content);
+        assert!(open(&full, &certificates, ObjectKind::Forget, NAME, &turned).is_err());
+        let changed = seal_anyway(&writer, ObjectKind::Claim, NAME, &[&content[..], b"!"].concat());
+        assert!(open(&full, &certificates, ObjectKind::Claim, NAME, &changed).is_err());
+        let whole = seal_anyway(&writer, ObjectKind::Claim, NAME, &content);
+        assert_eq!(open(&full, &certificates, ObjectKind::Claim, NAME, &whole).unwrap().signer, full.signer().id());
+    }
+
+    #[test]
+    fn a_writer_signs_what_writers_sign_and_nothing_else() {
+        let World { full, writer, certificates, .. } = world();
+        for kind in
+            [ObjectKind::IndexDelta, ObjectKind::Session, ObjectKind::Claim, ObjectKind::Decision, ObjectKind::Moved]
+        {
+            for keys in [&full, &writer] {
+                let object = seal_as(keys, kind, NAME, b"body");
+                assert_eq!(open(&writer, &certificates, kind, NAME, &object).unwrap().signer, keys.signer().id());
+            }
+        }
+        for kind in [ObjectKind::Certificate, ObjectKind::Forget, ObjectKind::Condemned, ObjectKind::Note] {
+            let refused = seal(&writer, kind, NAME, b"body", Aead::Aes256Gcm, &Seeded::new(7)).unwrap_err();
+            assert_eq!(refused.kind(), Kind::WrongKey);
+            let forged = seal_anyway(&writer, kind, NAME, &signed(&writer, kind, NAME, b"body"));
+            let error = open(&full, &certificates, kind, NAME, &forged).unwrap_err();
+            assert_eq!(error.kind(), Kind::Corrupt);
+            assert!(error.context().contains("does not count"), "{error}");
+            // In the authority's name, with a signature of its own.
+            let mut content = signed(&writer, kind, NAME, b"body");
+            content[..16].copy_from_slice(&full.signer().id().0);
+            let forged = seal_anyway(&writer, kind, NAME, &content);
+            assert_eq!(open(&full, &certificates, kind, NAME, &forged).unwrap_err().kind(), Kind::Corrupt);
+            open(&full, &certificates, kind, NAME, &seal_as(&full, kind, NAME, b"body")).unwrap();
+        }
+        for kind in [ObjectKind::DataPack, ObjectKind::TreePack, ObjectKind::Parity] {
+            assert_eq!(
+                seal(&full, kind, NAME, b"", Aead::Aes256Gcm, &Seeded::new(7)).unwrap_err().kind(),
+                Kind::Internal
+            );
+        }
+    }
+
+    #[test]
+    fn a_writer_counts_once_its_certificate_was_seen() {
+        let World { full, writer, certificate, certificates } = world();
+        let object = seal_as(&writer, ObjectKind::Claim, NAME, b"body");
+        let nobody = Certificates::new(&writer);
+        let error = open(&full, &nobody, ObjectKind::Claim, NAME, &object).unwrap_err();
+        assert_eq!(error.kind(), Kind::Corrupt);
+        assert!(error.context().contains("no certificate"), "{error}");
+        let unverified = Unverified::open(&full, ObjectKind::Claim, NAME, &object).unwrap();
+        assert_eq!(unverified.signer(), writer.signer().id());
+        assert_eq!(unverified.verify(&full, &certificates).unwrap().body, b"body");
+        assert_eq!(certificates.writers().collect::<Vec<_>>(), [&certificate]);
+    }
+
+    #[test]
+    fn certificates_are_the_authoritys_and_bear_their_keys_name() {
+        let World { full, writer, certificate, certificates } = world();
+        let body = certificate.encode().unwrap();
+        let name = certificate.object_name();
+        let mut fresh = Certificates::new(&full);
+        let forged = seal_anyway(
+            &writer,
+            ObjectKind::Certificate,
+            &name,
+            &signed(&writer, ObjectKind::Certificate, &name, &body),
+        );
+        // Not even a writer that is certified already may certify, itself included.
+        for known in [&mut fresh, &mut certificates.clone()] {
+            assert_eq!(known.admit(&full, &name, &forged).unwrap_err().kind(), Kind::Corrupt);
+        }
+        let elsewhere = format!("writers/{}", full.signer().id());
+        let misnamed = seal_as(&full, ObjectKind::Certificate, &elsewhere, &body);
+        assert_eq!(fresh.admit(&full, &elsewhere, &misnamed).unwrap_err().kind(), Kind::Corrupt);
+        let garbled = seal_as(&full, ObjectKind::Certificate, &name, b"\xa0");
+        assert_eq!(fresh.admit(&full, &name, &garbled).unwrap_err().kind(), Kind::Corrupt);
+        assert_eq!(fresh.public(writer.signer().id()), None);
+        assert_eq!(fresh.public(full.signer().id()), Some(full.authority()));
+    }
+
+    #[test]
+    fn content_is_bounded_by_what_is_declared() {
+        let World { full, certificates, .. } = world();
+        // A frame that unpacks to more or less than its header says, sealed by somebody with the structure key.
+        let packed = zstd::bulk::compress(&[7; 10_000], 3).unwrap();
+        for raw_len in [9_999u32, 10_001, 64 << 20, (64 << 20) + 1, u32::MAX] {
+            let mut object = MAGIC.to_vec();
+            object.extend_from_slice(&[VERSION, 7, 1, 1]);
+            object.extend_from_slice(&raw_len.to_le_bytes());
+            object.extend_from_slice(&[1; 32]);
+            let at = FrameAt { object: NAME, kind: 7, offset: 48, raw_len, codec: Codec::Zstd };
+            let key = full.object_key(7, &[1; 32], Aead::Aes256Gcm).unwrap();
+            key.seal_append(at, &packed, &mut object).unwrap();
+            let error = open(&full, &certificates, ObjectKind::Claim, NAME, &object).unwrap_err();
+            assert_eq!(error.kind(), Kind::Corrupt, "{raw_len}");
+        }
+        let longest = MAX_LEN - SignerId::LEN - SIGNATURE_LEN;
+        let object = seal_as(&full, ObjectKind::IndexDelta, NAME, &vec![7; longest]);
+        assert_eq!(open(&full, &certificates, ObjectKind::IndexDelta, NAME, &object).unwrap().body.len(), longest);
+        let too_long = vec![7; longest + 1];
+        let error = seal(&full, ObjectKind::IndexDelta, NAME, &too_long, Aead::Aes256Gcm, &Seeded::new(7)).unwrap_err();
+        assert_eq!(error.kind(), Kind::Invalid);
+        assert_eq!(
+            open(&full, &certificates, ObjectKind::IndexDelta, NAME, &vec![0; MAX_LEN + 1]).unwrap_err().kind(),
+            Kind::Corrupt
+        );
+    }
+}

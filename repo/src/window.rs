@@ -12,10 +12,20 @@ use std::ops::Range;
 #[derive(Debug, Default)]
 pub struct Window {
     /// The window's bytes: as many as the disk has there. Unreadable ranges are zero-filled. The writer pads the last block.
+    /// A source finds here what the last window left: see [`Window::make_room`].
     pub bytes: Vec<u8>,
     /// Ranges within `bytes` that the source could not read, at multiples of 4096, sorted, without overlap. A source only
     /// reports them when it was told to keep going.
     pub unreadable: Vec<Range<u32>>,
+}
+
+impl Window {
+    /// The buffer for `len` bytes, to be filled whole: what it holds is left from before, since clearing 16 MiB for every window
+    /// would cost as much as hashing them.
+    pub fn make_room(&mut self, len: usize) -> &mut [u8] {
+        self.bytes.resize(len, 0);
+        &mut self.bytes
+    }
 }
 
 /// What [`WindowSource::next`] found.

@@ -1,5 +1,7 @@
 //! Backups through the writer and reads through the reader, over the memory backend: the room as its users see it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 use coffer_repo::backend::Backend;
 use coffer_repo::backend::memory::Memory;
 use coffer_repo::cancel::Cancel;
@@ -32,7 +34,7 @@ impl WindowSource for Image<'_> {
             return Ok(Filled::End);
         }
         let end = (start + usize::try_from(self.window).unwrap()).min(self.bytes.len());
-        window.bytes.extend_from_slice(&self.bytes[start..end]);
+        window.make_room(end - start).copy_from_slice(&self.bytes[start..end]);
         Ok(Filled::Bytes(index))
     }
 
@@ -287,7 +289,7 @@ fn a_failing_source_commits_nothing() {
             if i == 3 {
                 return Err(Error::new(Kind::Unavailable, "disk d: bytes 3 to 4"));
             }
-            window.bytes.resize(1 << 20, 7);
+            window.make_room(1 << 20).fill(7);
             Ok(Filled::Bytes(i))
         }
         fn size(&self) -> Result<u64> {

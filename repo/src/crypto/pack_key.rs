@@ -251,3 +251,76 @@ impl KeySlot {
         Ok((slot, rest))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entropy::Seeded;
+    use crate::vectors::Scripted;
+
+    const UID: PackUid = PackUid([1; 16]);
+    const REPO: RepoId = RepoId([2; 16]);
+
+    fn pair() -> (DataPrivate, DataPublic) {
+        let private = DataPrivate::new(Secret::new([9; 32]));
+        let public = private.public().unwrap();
+        (private, public)
+    }
+
+    #[test]
+    fn a_slot_opens_for_its_pack_repository_and_key_only() {
+        let (private, public) = pair();
+        let key = PackKey::generate(&Seeded::new(1)).unwrap();
+        let slot = key.wrap(&public, UID, REPO, &Seeded::new(2)).unwrap();
+        let opened = PackKey::unwrap(&slot, &private, UID, REPO, &key.commitment()).unwrap();
+        assert_eq!(opened.secret().expose(), key.secret().expose());
+
+        let stranger = DataPrivate::new(Secret::new([8; 32]));
+        for (private, uid, repo, commitment) in [
+            (&stranger, UID, REPO, key.commitment()),
+            (&private, PackUid([0; 16]), REPO, key.commitment()),
+            (&private, UID, RepoId([0; 16]), key.commitment()),
+            (&private, UID, REPO, [0; 16]),
+        ] {
+            assert_eq!(PackKey::unwrap(&slot, private, uid, repo, &commitment).err().unwrap().kind(), Kind::Corrupt);
+        }
+        let later = KeySlot { kem: 0x647a, ..slot };
+        let error = PackKey::unwrap(&later, &private, UID, REPO, &key.commitment()).err().unwrap();
+        assert_eq!(error.kind(), Kind::Unsupported);
+        assert!(error.context().contains("0x647a"), "{error}");
+    }
+
+    #[test]
+    fn flips_and_truncations_of_a_slot_never_give_a_key() {
+        let (private, public) = pair();
+        let key = PackKey::generate(&Seeded::new(1)).unwrap();
+        let slot = key.wrap(&public, UID, REPO, &Seeded::new(2)).unwrap();
+        // The top bit of an X25519 point is ignored by definition (RFC 7748); HPKE hashes the point's bytes all the same.
+        for bit in 0..slot.sealed.len() * 8 {
+            let mut flipped = slot.clone();
+            flipped.sealed[bit / 8] ^= 1 << (bit % 8);
+            let error = PackKey::unwrap(&flipped, &private, UID, REPO, &key.commitment()).err().unwrap();
+            assert_eq!(error.kind(), Kind::Corrupt, "bit {bit}");
+        }
+        let mut encoded = Vec::new();
+        slot.encode(&mut encoded).unwrap();
+        for cut in 0..encoded.len() {
+            assert_eq!(KeySlot::decode(&encoded[..cut]).unwrap_err().kind(), Kind::Corrupt, "{cut}");
+        }
+        encoded.extend_from_slice(b"rest");
+        assert_eq!(KeySlot::decode(&encoded).unwrap(), (slot.clone(), &b"rest"[..]));
+        for cut in 0..slot.sealed.len() {
+            let short = KeySlot { sealed: slot.sealed[..cut].to_vec(), ..slot.clone() };
+            assert!(PackKey::unwrap(&short, &private, UID, REPO, &key.commitment()).is_err(), "{cut}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_sealed_without_randomness_or_to_a_point_of_small_order() {
+        let (_, public) = pair();
+        let dry = Scripted::new(&[]);
+        assert_eq!(seal_to(&public, b"", b"", b"x", &dry).unwrap_err().kind(), Kind::Internal);
+        let weak = DataPublic::new([0; 32]);
+        assert_eq!(seal_to(&weak, b"", b"", b"x", &Seeded::new(1)).unwrap_err().kind(), Kind::Corrupt);
+    }
+}

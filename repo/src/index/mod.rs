@@ -23,7 +23,7 @@ mod sync;
 pub use store::MemoryBudget;
 pub use sync::{Progress, SyncReport};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::id::{PackUid, RepoId, SignerId};
 use crate::index_delta::{IndexDelta, PackEntries};
 use crate::location::{Location, Stored};
@@ -32,6 +32,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use store::{Access, Store};
 
 /// How an index is opened.
@@ -80,6 +81,10 @@ pub struct Index {
 /// What a guest sees of the owner's database.
 struct Shared {
     view: Store,
+    /// Whose view it is: RocksDB would follow another database at the same path and mix the two up.
+    identity: Vec<u8>,
+    /// Set when that has happened all the same.
+    mixed_up: AtomicBool,
     /// Packs that are gone but that the view still has.
     dropped: Mutex<HashSet<PackUid>>,
 }
@@ -100,8 +105,16 @@ impl Index {
                 let access = Access::View(&private.join("view"));
                 // An owner that is just creating or replacing its database, or whose database is damaged, leaves nothing to
                 // see: the guest then learns everything itself.
+                let identity = store::identity(&folder.database());
                 let view = Store::open(&folder.database(), repo, options.memory, folder.damage_mark(), &access).ok();
-                (own, view.map(|view| Shared { view, dropped: Mutex::default() }), None)
+                let unchanged = identity == store::identity(&folder.database());
+                let shared = view.zip(identity).filter(|_| unchanged).map(|(view, identity)| Shared {
+                    view,
+                    identity,
+                    mixed_up: AtomicBool::new(false),
+                    dropped: Mutex::default(),
+                });
+                (own, shared, None)
             }
         };
         Ok(Index { own, shared, folder, options, discarded })
@@ -112,7 +125,7 @@ impl Index {
         let folder = Folder::take(dir)?;
         if folder.private().is_some() {
             return Err(Error::new(
-                crate::error::Kind::Locked,
+                Kind::Locked,
                 format!("the index in {} is in use; end the other coffer first", dir.display()),
             ));
         }
@@ -150,8 +163,10 @@ impl Index {
     /// Everywhere `stored` lies, whoever put it there: for garbage collection and healing, which read and check.
     pub fn holders(&self, stored: &Stored) -> Result<Vec<Location>> {
         let mut found = Vec::new();
+        // A guest may have learnt itself what its view shows meanwhile.
+        let mut seen = HashSet::new();
         self.places(stored, &mut |_, location| {
-            if !found.contains(&location) {
+            if seen.insert(location) {
                 found.push(location);
             }
             ControlFlow::Continue(())
@@ -161,9 +176,9 @@ impl Index {
 
     fn places(&self, stored: &Stored, each: &mut dyn FnMut(&SignerId, Location) -> ControlFlow<()>) -> Result<()> {
         let mut broken = false;
-        if let Some(shared) = &self.shared {
+        if let Some((shared, view)) = self.shared.as_ref().and_then(|s| Some((s, s.view()?))) {
             let mut gone = Ok(());
-            shared.view.places(stored, &mut |pack, location| {
+            view.places(stored, &mut |pack, location| {
                 match shared.dropped.lock() {
                     Ok(dropped) if dropped.contains(&pack.uid) => return ControlFlow::Continue(()),
                     Ok(_) => {}
@@ -201,6 +216,29 @@ impl Index {
         }
         self.own.drop_packs(uids)?;
         self.own.flush()
+    }
+}
+
+impl Shared {
+    /// The view, unless it cannot be relied on.
+    fn view(&self) -> Option<&Store> {
+        (!self.mixed_up.load(Ordering::Acquire)).then_some(&self.view)
+    }
+
+    /// Sees what the owner has flushed. `Unavailable` when the owner has replaced the database at `path`: the view then stays as
+    /// it is, or, when the replacement came in between, is given up.
+    fn catch_up(&self, path: &Path) -> Result<()> {
+        let replaced = || store::identity(path).as_ref() != Some(&self.identity);
+        let reason = || Error::new(Kind::Unavailable, "the owner of the index has replaced it");
+        if replaced() {
+            return Err(reason());
+        }
+        let caught_up = self.view.catch_up();
+        if replaced() {
+            self.mixed_up.store(true, Ordering::Release);
+            return Err(reason());
+        }
+        caught_up
     }
 }
 

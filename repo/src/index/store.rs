@@ -25,8 +25,8 @@ use crate::id::{PackUid, RepoId, SignerId};
 use crate::index_delta::{IndexDelta, PackEntries};
 use crate::location::{IndexKey, Location, PackKind, Stored};
 use rocksdb::{
-    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBRawIterator,
-    FlushOptions, LogLevel, Options, ReadOptions, SliceTransform, WriteBatch, WriteOptions,
+    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompactionStyle,
+    DBRawIterator, FlushOptions, LogLevel, Options, ReadOptions, SliceTransform, WriteBatch, WriteOptions,
 };
 use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
@@ -263,9 +263,10 @@ impl Store {
         self.db.flush_cfs_opt(&families, &options).map_err(|e| self.report("flushing the index", e))
     }
 
-    /// Lets a view see what its owner has flushed.
+    /// Lets a view see what its owner has flushed. That it fails says nothing about the database, whose owner may be
+    /// replacing it.
     pub(super) fn catch_up(&self) -> Result<()> {
-        self.db.try_catch_up_with_primary().map_err(|e| self.report("following the index's owner", e))
+        self.db.try_catch_up_with_primary().map_err(|e| failed("following the index's owner", e))
     }
 
     /// A batch with the packs' entries, of which all but the last [`BATCH_ENTRIES`] are written already, and the packs' rows.
@@ -418,6 +419,11 @@ impl Rows<'_> {
     }
 }
 
+/// What tells the database at `path` from another one that takes its place; `None` while there is none.
+pub(super) fn identity(path: &Path) -> Option<Vec<u8>> {
+    std::fs::read(path.join("IDENTITY")).ok()
+}
+
 fn place_family(kind: PackKind) -> &'static str {
     match kind {
         PackKind::Data => CHUNK,
@@ -509,6 +515,10 @@ fn family_options(name: &str, cache: &Cache, budget: MemoryBudget) -> Options {
         options.set_memtable_prefix_bloom_ratio(0.1);
         blocks.set_whole_key_filtering(false);
         options.set_write_buffer_size(budget.write_buffers / 2);
+    } else {
+        // Their keys come in order, in a few rows per flush: levelled compaction would only move such files down and never
+        // join them.
+        options.set_compaction_style(DBCompactionStyle::Universal);
     }
     options.set_block_based_table_factory(&blocks);
     // Ids are random bytes: nothing compresses.

@@ -4,7 +4,7 @@
 //! unless the authority signed it; the same goes for the deltas it supersedes; what is damaged is left out and reported, and
 //! never keeps the rest from being learnt; fetching runs on a bounded number of threads, writing on the caller's.
 
-use super::Index;
+use super::{Index, Shared};
 use crate::backend::Backend;
 use crate::certificate::Certificates;
 use crate::error::{Error, Kind, Result};
@@ -46,7 +46,7 @@ impl Index {
     ) -> Result<SyncReport> {
         let mut report = SyncReport::default();
         if let Some(shared) = &self.shared {
-            report.stale_view = shared.view.catch_up().err();
+            report.stale_view = shared.catch_up(&self.folder.database()).err();
         }
         for _ in 0..PASSES {
             let mut listed = HashSet::new();
@@ -158,15 +158,15 @@ impl Index {
     }
 
     fn knows_delta(&self, name: &str) -> Result<bool> {
-        match &self.shared {
-            Some(shared) if shared.view.knows_delta(name)? => Ok(true),
+        match self.shared.as_ref().and_then(Shared::view) {
+            Some(view) if view.knows_delta(name)? => Ok(true),
             _ => self.own.knows_delta(name),
         }
     }
 
     fn knows_pack(&self, uid: PackUid) -> Result<bool> {
-        match &self.shared {
-            Some(shared) if shared.view.knows_pack(uid)? => Ok(true),
+        match self.shared.as_ref().and_then(Shared::view) {
+            Some(view) if view.knows_pack(uid)? => Ok(true),
             _ => self.own.knows_pack(uid),
         }
     }

@@ -1,5 +1,6 @@
 use super::*;
-use crate::backend::Backend;
+use crate::backend::memory::Memory;
+use crate::backend::{Backend, Listed, Put};
 use crate::certificate::Certificates;
 use crate::crypto::{Aead, Codec};
 use crate::entropy::{Seeded, fresh};
@@ -8,7 +9,6 @@ use crate::id::{ChunkId, NodeId};
 use crate::index_delta::{self, DeltaEntry};
 use crate::keys::Keys;
 use crate::location::{IndexKey, PackKind};
-use crate::pack::tests::Memory;
 use crate::pack::{FinishedPack, PackBuilder, PackOptions};
 use crate::sealed::{self, ObjectKind};
 use proptest::prelude::*;
@@ -63,6 +63,14 @@ impl World {
         let object = sealed::seal(keys, ObjectKind::IndexDelta, &name, &body, Aead::Aes256Gcm, &self.entropy).unwrap();
         let _ = self.store.put(&name, &[&object]).unwrap();
         name
+    }
+
+    /// Changes a stored object, as only a damaged store does.
+    fn damage(&self, name: &str, damage: impl FnOnce(&mut Vec<u8>)) {
+        let mut bytes = self.store.get(name).unwrap();
+        damage(&mut bytes);
+        self.store.delete(name).unwrap();
+        assert_eq!(self.store.put(name, &[&bytes]).unwrap(), Put::Created);
     }
 
     fn sync(&self, index: &Index) -> SyncReport {
@@ -164,7 +172,7 @@ fn the_first_holder_that_is_trusted_is_the_answer() {
     let ours = world.pack(&world.authority, &[chunk(1)]);
     let later = world.pack(&world.authority, &[chunk(1), chunk(2)]);
     for pack in [&theirs, &ours, &later] {
-        index.record(&[pack.clone()]).unwrap();
+        index.record(std::slice::from_ref(pack)).unwrap();
     }
     let at = |trust: &Trust| index.lookup(&chunk(1), trust).unwrap();
     assert_eq!(at(&Trust::Anyone), place(&theirs, &chunk(1)));
@@ -275,7 +283,7 @@ fn what_is_damaged_or_forged_is_left_out_and_said() {
     let supersedes_another = world.publish(&world.writer, 3, &[&merged], &[]);
     let unknown = world.publish(&stranger, 1, &[], &[]);
     let flipped = world.publish(&world.writer, 4, &[], &[&theirs]);
-    world.store.objects.lock().unwrap().get_mut(&flipped).unwrap()[60] ^= 1;
+    world.damage(&flipped, |bytes| bytes[60] ^= 1);
     let renamed = index_delta::name(world.writer.signer().id(), 5);
     let bytes = world.store.get(&good).unwrap();
     let _ = world.store.put(&renamed, &[&bytes]).unwrap();
@@ -307,7 +315,7 @@ fn tables_of_contents_tell_what_lost_deltas_told() {
     // A damaged pack does not keep the others from being learnt.
     let damaged = world.pack(&world.writer, &[chunk(9)]);
     let damaged = crate::pack::name(damaged.kind, damaged.uid);
-    world.store.objects.lock().unwrap().get_mut(&damaged).unwrap().pop();
+    world.damage(&damaged, |bytes| bytes.truncate(bytes.len() - 1));
     let report = world.sync_packs(&by_packs);
     assert_eq!(report.learnt, 3);
     assert_eq!(
@@ -319,6 +327,67 @@ fn tables_of_contents_tell_what_lost_deltas_told() {
         assert_eq!(found.len(), 1);
         assert_eq!(found, by_delta.holders(stored).unwrap());
     }
+}
+
+/// A store in which a merge happens right after its first listing.
+struct Merging<'a> {
+    world: &'a World,
+    superseded: &'a str,
+    merged: &'a PackEntries,
+    listings: std::sync::atomic::AtomicUsize,
+}
+
+impl std::fmt::Debug for Merging<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Merging")
+    }
+}
+
+impl Backend for Merging<'_> {
+    fn location(&self) -> String {
+        self.world.store.location()
+    }
+    fn put(&self, name: &str, parts: &[&[u8]]) -> Result<Put> {
+        self.world.store.put(name, parts)
+    }
+    fn get(&self, name: &str) -> Result<Vec<u8>> {
+        self.world.store.get(name)
+    }
+    fn get_range(&self, name: &str, offset: u64, out: &mut [u8]) -> Result<()> {
+        self.world.store.get_range(name, offset, out)
+    }
+    fn get_suffix(&self, name: &str, max: usize) -> Result<(Vec<u8>, u64)> {
+        self.world.store.get_suffix(name, max)
+    }
+    fn size(&self, name: &str) -> Result<Option<u64>> {
+        self.world.store.size(name)
+    }
+    fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed) -> Result<()>) -> Result<()> {
+        self.world.store.list(prefix, each)?;
+        if self.listings.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0 {
+            self.world.publish(&self.world.authority, 1, &[self.superseded], &[self.merged]);
+            self.world.store.delete(self.superseded)?;
+        }
+        Ok(())
+    }
+    fn delete(&self, name: &str) -> Result<()> {
+        self.world.store.delete(name)
+    }
+}
+
+#[test]
+fn a_delta_that_vanishes_between_listing_and_reading_is_looked_for_again() {
+    let world = World::new();
+    let pack = world.pack(&world.writer, &[chunk(1)]);
+    let superseded = world.publish(&world.writer, 1, &[], &[&pack]);
+    let listings = std::sync::atomic::AtomicUsize::new(0);
+    let store = Merging { world: &world, superseded: &superseded, merged: &pack, listings };
+    let dir = tempfile::tempdir().unwrap();
+    let index = open(dir.path());
+    let report = index.sync(&store, &world.authority, &world.certificates, &mut |_, _| Ok(())).unwrap();
+    assert_eq!((report.learnt, report.left_out.len()), (1, 0));
+    assert_eq!(store.listings.load(std::sync::atomic::Ordering::Relaxed), 2);
+    assert_eq!(index.lookup(&chunk(1), &Trust::Anyone).unwrap(), place(&pack, &chunk(1)));
 }
 
 #[test]
@@ -438,7 +507,8 @@ fn a_guest_outlives_its_owner_and_the_database() {
     assert_eq!(guest.lookup(&chunk(0), &Trust::Anyone).unwrap(), place(&packs[0], &chunk(0)));
     world.publish(&world.authority, 1, &[], &[&packs[1]]);
     let report = world.sync(&guest);
-    assert_eq!(report.left_out.len(), 0);
+    assert!(report.stale_view.is_some(), "the view is that of a database that is gone");
+    assert_eq!((report.learnt, report.left_out.len()), (1, 0), "what the view has is not learnt again");
     for (n, pack) in (0..).zip(&packs) {
         assert_eq!(guest.lookup(&chunk(n), &Trust::Anyone).unwrap(), place(pack, &chunk(n)));
     }
@@ -474,6 +544,8 @@ fn the_index_of_another_repository_is_replaced() {
     assert_eq!(other.lookup(&chunk(0), &Trust::Anyone).unwrap(), None);
 }
 
+type Damage<'a> = &'a dyn Fn(&mut Vec<u8>);
+
 #[test]
 fn any_damage_to_the_database_ends_in_an_index_that_answers_rightly() {
     let world = World::new();
@@ -488,12 +560,12 @@ fn any_damage_to_the_database_ends_in_an_index_that_answers_rightly() {
     world.sync(&index);
     drop(index);
     let entropy = Seeded::new(77);
-    let damages: [(&str, &dyn Fn(&mut Vec<u8>)); 3] = [
+    let damages: [(&str, Damage<'_>); 3] = [
         ("removed", &|bytes| bytes.clear()),
         ("cut", &|bytes| bytes.truncate(bytes.len() / 2)),
         ("flipped", &|bytes| {
             for _ in 0..4 {
-                let at = u64::from_le_bytes(fresh(&entropy).unwrap()) as usize % bytes.len();
+                let at = usize::try_from(u64::from_le_bytes(fresh(&entropy).unwrap())).unwrap() % bytes.len();
                 bytes[at] ^= 0x10;
             }
         }),

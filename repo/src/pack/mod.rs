@@ -173,4 +173,4 @@ fn contents_frame<'a>(name: &'a str, kind: PackKind, footer: &Footer) -> Result<
 }
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;

@@ -1,59 +1,13 @@
 use super::*;
-use crate::backend::{Listed, Put};
+use crate::backend::Put;
+use crate::backend::faulty::{Faulty, Plan};
+use crate::backend::memory::Memory;
 use crate::crypto::Aead;
 use crate::entropy::Seeded;
 use crate::error::Kind;
 use crate::id::{ChunkId, NodeId};
 use crate::location::Stored;
 use crate::seal::{Compressor, Decompressor};
-use std::collections::BTreeMap;
-use std::sync::Mutex;
-
-/// The least backend: what lies in memory.
-#[derive(Debug, Default)]
-pub(crate) struct Memory {
-    pub(crate) objects: Mutex<BTreeMap<String, Vec<u8>>>,
-    pub(crate) gets: std::sync::atomic::AtomicUsize,
-}
-
-impl Backend for Memory {
-    fn location(&self) -> String {
-        "memory".into()
-    }
-    fn put(&self, name: &str, parts: &[&[u8]]) -> Result<Put> {
-        let mut objects = self.objects.lock().unwrap();
-        if objects.contains_key(name) {
-            return Ok(Put::Exists);
-        }
-        objects.insert(name.into(), parts.concat());
-        Ok(Put::Created)
-    }
-    fn get(&self, name: &str) -> Result<Vec<u8>> {
-        self.gets.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        self.objects.lock().unwrap().get(name).cloned().ok_or_else(|| Error::not_found(name))
-    }
-    fn get_range(&self, name: &str, offset: u64, out: &mut [u8]) -> Result<()> {
-        let bytes = self.get(name)?;
-        let start = usize::try_from(offset).unwrap();
-        out.copy_from_slice(bytes.get(start..start + out.len()).ok_or_else(|| Error::corrupt(name))?);
-        Ok(())
-    }
-    fn get_suffix(&self, name: &str, max: usize) -> Result<(Vec<u8>, u64)> {
-        let bytes = self.get(name)?;
-        Ok((bytes[bytes.len().saturating_sub(max)..].to_vec(), bytes.len() as u64))
-    }
-    fn size(&self, name: &str) -> Result<Option<u64>> {
-        Ok(self.objects.lock().unwrap().get(name).map(|b| b.len() as u64))
-    }
-    fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed) -> Result<()>) -> Result<()> {
-        let all: Vec<_> = self.objects.lock().unwrap().iter().map(|(n, b)| (n.clone(), b.len() as u64)).collect();
-        all.into_iter().filter(|(n, _)| n.starts_with(prefix)).try_for_each(|(name, size)| each(Listed { name, size }))
-    }
-    fn delete(&self, name: &str) -> Result<()> {
-        self.objects.lock().unwrap().remove(name);
-        Ok(())
-    }
-}
 
 fn keys() -> Keys {
     Keys::generate(crate::id::RepoId([5; 16]), &Seeded::new(1)).unwrap()
@@ -79,9 +33,10 @@ fn small(keys: &Keys, options: PackOptions) -> (FinishedPack, Vec<Vec<u8>>) {
     (builder.finish().unwrap(), raws)
 }
 
-fn store(pack: &FinishedPack) -> Memory {
+/// A store that holds `bytes` as the object `name` and nothing else.
+fn store_of(name: &str, bytes: &[u8]) -> Memory {
     let memory = Memory::default();
-    assert_eq!(memory.put(&pack.name, &[&pack.bytes]).unwrap(), Put::Created);
+    assert_eq!(memory.put(name, &[bytes]).unwrap(), Put::Created);
     memory
 }
 
@@ -109,7 +64,7 @@ fn what_goes_in_comes_out_in_order_and_the_builder_says_where() {
         for aead in [Aead::Aes256Gcm, Aead::ChaCha20Poly1305] {
             let keys = keys();
             let (pack, raws) = small(&keys, PackOptions { aead, ..options(kind) });
-            let memory = store(&pack);
+            let memory = store_of(&pack.name, &pack.bytes);
             let read = read_all(&memory, &keys, &pack).unwrap();
             assert_eq!(read.iter().map(|(_, raw)| raw.clone()).collect::<Vec<_>>(), raws);
             let (entries, _) = read_contents(&memory, &keys, kind, pack.uid).unwrap();
@@ -126,14 +81,14 @@ fn every_flipped_bit_is_detected_by_the_part_that_reads_it() {
         let (pack, _) = small(&keys, options(kind));
         let frames = pack.entries[0].location.offset as usize;
         let contents = usize::try_from(pack.entries[2].location.end()).unwrap();
-        let memory = store(&pack);
         for bit in 0..pack.bytes.len() * 8 {
             let byte = bit / 8;
-            memory.objects.lock().unwrap().get_mut(&pack.name).unwrap()[byte] ^= 1 << (bit % 8);
+            let mut flipped = pack.bytes.clone();
+            flipped[byte] ^= 1 << (bit % 8);
+            let memory = store_of(&pack.name, &flipped);
             let header = PackHeader::fetch(&memory, &keys, &Certificates::new(&keys), kind, pack.uid);
             let table = read_contents(&memory, &keys, kind, pack.uid);
             let whole = read_all(&memory, &keys, &pack).map_err(|e| e.kind());
-            memory.objects.lock().unwrap().get_mut(&pack.name).unwrap()[byte] ^= 1 << (bit % 8);
             assert_eq!(header.is_err(), byte < frames, "bit {bit} and the header");
             assert_eq!(table.is_err(), byte >= contents, "bit {bit} and the table of contents");
             assert!(matches!(whole, Err(Kind::Corrupt | Kind::Unsupported)), "bit {bit}: {whole:?}");
@@ -148,8 +103,7 @@ fn every_truncation_and_every_extension_is_detected() {
     let mut longer = pack.bytes.clone();
     longer.push(0);
     for bytes in (0..pack.bytes.len()).map(|n| pack.bytes[..n].to_vec()).chain([longer]) {
-        let memory = Memory::default();
-        let _ = memory.put(&pack.name, &[&bytes]).unwrap();
+        let memory = store_of(&pack.name, &bytes);
         let table = read_contents(&memory, &keys, pack.kind, pack.uid);
         assert_eq!(table.unwrap_err().kind(), Kind::Corrupt, "{} bytes of {}", bytes.len(), pack.bytes.len());
     }
@@ -159,9 +113,8 @@ fn every_truncation_and_every_extension_is_detected() {
 fn a_pack_counts_only_as_itself() {
     let keys = keys();
     let (pack, _) = small(&keys, options(PackKind::Data));
-    let memory = Memory::default();
     let other = PackUid([9; 16]);
-    let _ = memory.put(&name(PackKind::Data, other), &[&pack.bytes]).unwrap();
+    let memory = store_of(&name(PackKind::Data, other), &pack.bytes);
     let certificates = Certificates::new(&keys);
     let header = PackHeader::fetch(&memory, &keys, &certificates, PackKind::Data, other);
     assert_eq!(header.unwrap_err().kind(), Kind::Corrupt);
@@ -178,7 +131,7 @@ fn a_writer_lists_its_packs_but_cannot_read_their_content() {
     let (writer, certificate) =
         full.export_writer("mover", crate::time::Timestamp::from_seconds(0).unwrap(), &Seeded::new(4)).unwrap();
     let (pack, raws) = small(&writer, options(PackKind::Data));
-    let memory = store(&pack);
+    let memory = store_of(&pack.name, &pack.bytes);
     assert_eq!(read_contents(&memory, &writer, pack.kind, pack.uid).unwrap().0, pack.entries);
     // Nobody vouches for the writer yet.
     let mut certificates = Certificates::new(&full);
@@ -200,7 +153,6 @@ fn a_writer_lists_its_packs_but_cannot_read_their_content() {
 #[test]
 fn a_long_table_of_contents_takes_a_second_read_and_a_usual_one_does_not() {
     let keys = keys();
-    let memory = Memory::default();
     for (frames, gets) in [(5000u32, 1), (6000, 2)] {
         let mut builder =
             PackBuilder::new(&keys, options(PackKind::Tree), Vec::new(), &Seeded::new(u64::from(frames))).unwrap();
@@ -210,10 +162,9 @@ fn a_long_table_of_contents_takes_a_second_read_and_a_usual_one_does_not() {
             builder.append(Stored::Node(NodeId(id)), Codec::Raw, 5, b"bytes").unwrap();
         }
         let pack = builder.finish().unwrap();
-        let _ = memory.put(&pack.name, &[&pack.bytes]).unwrap();
-        memory.gets.store(0, std::sync::atomic::Ordering::Relaxed);
+        let memory = Faulty::new(store_of(&pack.name, &pack.bytes), Plan::default());
         assert_eq!(read_contents(&memory, &keys, pack.kind, pack.uid).unwrap().0, pack.entries);
-        assert_eq!(memory.gets.load(std::sync::atomic::Ordering::Relaxed), gets, "{frames} frames");
+        assert_eq!(memory.operations(), gets, "{frames} frames");
     }
 }
 
@@ -237,8 +188,7 @@ fn a_header_with_many_recipients_is_fetched_whole() {
     };
     let mut bytes = header.encode().unwrap();
     bytes.extend_from_slice(&keys.signer().sign(&[header::SIGNATURE_DOMAIN, &bytes]));
-    let memory = Memory::default();
-    let _ = memory.put(&name(header.kind, header.uid), &[&bytes]).unwrap();
+    let memory = store_of(&name(header.kind, header.uid), &bytes);
     let fetched = PackHeader::fetch(&memory, &keys, &Certificates::new(&keys), header.kind, header.uid).unwrap();
     assert_eq!(fetched, header);
     for n in 0..bytes.len() {

@@ -84,7 +84,6 @@ impl Cutter<'_> {
             for cancel in stop {
                 cancel.check()?;
             }
-            window.bytes.clear();
             window.unreadable.clear();
             let (index, outcome) = match source.next(&mut window)? {
                 Filled::End => return Ok(()),

@@ -1,0 +1,197 @@
+//! Bytes on their way through a connection, in storage that is initialised once and used again.
+//!
+//! Not here: what the bytes are. What holds: [`Buffer::grow`] hands out stale bytes, so whoever grows either fills all of it
+//! or truncates; a connection keeps a bounded number of spare buffers.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::ops::Range;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use tokio::io::AsyncWrite;
+
+/// A buffer up to this size is kept for the next request.
+const SPARE_SIZE: usize = (1 << 20) + (64 << 10);
+/// How many are kept.
+const SPARES: usize = 4;
+/// Replies are appended to a buffer until it is as long as this.
+const TAIL: usize = 256 << 10;
+/// Buffers written with one system call.
+const PARTS: usize = 16;
+
+/// A growing run of bytes. The storage is all initialised; the first `len` bytes count.
+#[derive(Default)]
+pub(super) struct Buffer {
+    storage: Vec<u8>,
+    len: usize,
+}
+
+impl Buffer {
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn filled(&self) -> &[u8] {
+        self.storage.get(..self.len).unwrap_or_default()
+    }
+
+    /// Appends `more` bytes of whatever was there and returns them.
+    pub(super) fn grow(&mut self, more: usize) -> &mut [u8] {
+        let start = self.len;
+        self.len += more;
+        if self.storage.len() < self.len {
+            self.storage.resize(self.len, 0);
+        }
+        self.part(start..self.len)
+    }
+
+    pub(super) fn extend(&mut self, bytes: &[u8]) {
+        self.grow(bytes.len()).copy_from_slice(bytes);
+    }
+
+    pub(super) fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    /// A part of the bytes; empty when it lies outside.
+    pub(super) fn part(&mut self, range: Range<usize>) -> &mut [u8] {
+        self.storage.get_mut(range).unwrap_or_default()
+    }
+
+    /// Moves the bytes of `from` down to `to`.
+    pub(super) fn move_down(&mut self, from: Range<usize>, to: usize) {
+        self.storage.copy_within(from, to);
+    }
+}
+
+/// What waits to be sent, and buffers to use again.
+#[derive(Default)]
+pub(super) struct Output {
+    queue: VecDeque<Buffer>,
+    /// Bytes of the first buffer that are sent already.
+    sent: usize,
+    pending: usize,
+    spares: Vec<Buffer>,
+}
+
+impl Output {
+    /// Bytes that are not sent yet.
+    pub(super) fn pending(&self) -> usize {
+        self.pending
+    }
+
+    /// An empty buffer.
+    pub(super) fn spare(&mut self) -> Buffer {
+        self.spares.pop().unwrap_or_default()
+    }
+
+    /// Takes a buffer back.
+    pub(super) fn recycle(&mut self, mut buffer: Buffer) {
+        if self.spares.len() < SPARES && buffer.storage.len() <= SPARE_SIZE {
+            buffer.truncate(0);
+            self.spares.push(buffer);
+        }
+    }
+
+    /// Queues a finished reply.
+    pub(super) fn push(&mut self, buffer: Buffer) {
+        self.pending += buffer.len();
+        self.queue.push_back(buffer);
+    }
+
+    /// Lets `append` put a reply behind all others and says what it said.
+    pub(super) fn append<T>(&mut self, append: impl FnOnce(&mut Buffer) -> T) -> T {
+        if self.queue.back().is_none_or(|last| last.len() >= TAIL) {
+            let fresh = self.spare();
+            self.queue.push_back(fresh);
+        }
+        let Some(tail) = self.queue.back_mut() else { return append(&mut Buffer::default()) };
+        let before = tail.len();
+        let said = append(tail);
+        self.pending = self.pending + tail.len() - before;
+        said
+    }
+
+    /// Sends as much as the socket takes: how many bytes that was, `Pending` for none.
+    pub(super) fn poll_send<S: AsyncWrite + Unpin>(
+        &mut self,
+        stream: &mut S,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        let mut parts = [IoSlice::new(&[]); PARTS];
+        let mut used = 0;
+        let mut skip = self.sent;
+        for (part, buffer) in parts.iter_mut().zip(&self.queue) {
+            *part = IoSlice::new(buffer.filled().get(skip..).unwrap_or_default());
+            skip = 0;
+            used += 1;
+        }
+        let parts = parts.get(..used).unwrap_or_default();
+        let n = match parts {
+            [only] => ready!(Pin::new(stream).poll_write(cx, only))?,
+            several => ready!(Pin::new(stream).poll_write_vectored(cx, several))?,
+        };
+        if n == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        self.advance(n);
+        Poll::Ready(Ok(n))
+    }
+
+    fn advance(&mut self, n: usize) {
+        self.pending -= n;
+        self.sent += n;
+        while let Some(first) = self.queue.front()
+            && self.sent >= first.len()
+        {
+            self.sent -= first.len();
+            if let Some(done) = self.queue.pop_front() {
+                self.recycle(done);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_appended_and_pushed_comes_out_in_order() {
+        let mut output = Output::default();
+        let mut due = Vec::new();
+        for i in 0..40u8 {
+            let bytes = vec![i; 100_000];
+            if i % 3 == 0 {
+                let mut buffer = output.spare();
+                buffer.extend(&bytes);
+                output.push(buffer);
+            } else {
+                output.append(|b| b.extend(&bytes));
+            }
+            due.extend(bytes);
+        }
+        assert_eq!(output.pending(), due.len());
+        let mut found: Vec<u8> = Vec::new();
+        let mut take = 1;
+        while output.pending() > 0 {
+            let first = output.queue.front().unwrap().filled()[output.sent..].to_vec();
+            let n = first.len().min(take);
+            found.extend(&first[..n]);
+            output.advance(n);
+            take = take * 7 % 300_007;
+        }
+        assert!(found == due);
+        assert!(output.queue.is_empty() && output.spares.len() <= SPARES);
+    }
+
+    #[test]
+    fn a_reply_that_is_taken_back_leaves_nothing() {
+        let mut output = Output::default();
+        output.append(|b| {
+            b.grow(100);
+            b.truncate(0);
+        });
+        assert_eq!(output.pending(), 0);
+    }
+}

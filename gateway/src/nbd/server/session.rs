@@ -1,0 +1,204 @@
+//! One client and one export: which requests are right, and what they do to the device. Synchronous, without sockets.
+//!
+//! Not here: queues and framing. What holds: [`Session::check`] refuses before anything is done or allocated; everything
+//! that may wait runs in [`Session::execute`], on a storage thread; errors of the device are reported where they end.
+
+use super::super::errno as edge;
+use super::super::proto::transmission::{Request, Status, allocation, command, command_flag};
+use super::super::proto::{Framing, MAX_PAYLOAD, errno, export_flag};
+use super::buffer::Buffer;
+use super::{Report, reply};
+use crate::device::{Content, Durability, Zeroing};
+use crate::export::Export;
+use crate::{Error, Kind, Result};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// The only metadata context there is so far. Others get numbers of their own.
+pub(super) const ALLOCATION: (u32, &str) = (1, "base:allocation");
+/// Extents of one block status; the client asks again for more.
+const MAX_EXTENTS: usize = 2048;
+/// What a reply without data may take: a block status with extended headers.
+const SMALL_REPLY: usize = 64 + 16 * MAX_EXTENTS;
+
+/// What was agreed with a client.
+pub(super) struct Session {
+    pub(super) export: Arc<Export>,
+    pub(super) framing: Framing,
+    /// Whether the client turned `base:allocation` on.
+    pub(super) has_allocation: bool,
+    pub(super) report: Option<Report>,
+}
+
+/// A refusal: number and reason.
+pub(super) struct Refusal(pub(super) u32, pub(super) &'static str);
+
+impl Session {
+    /// The flags that an export shows.
+    pub(super) fn flags(export: &Export, framing: Framing) -> u16 {
+        use export_flag::{CACHE, DF, FAST_ZERO, FLUSH, FUA, HAS_FLAGS, MULTI_CONN, READ_ONLY, TRIM, WRITE_ZEROES};
+        // MULTI_CONN is honest for every device: all connections call one device, and its flush covers all writes.
+        let mut flags = HAS_FLAGS | FLUSH | CACHE | MULTI_CONN;
+        flags |= if export.is_read_only() { READ_ONLY } else { FUA | TRIM | WRITE_ZEROES | FAST_ZERO };
+        flags | if framing == Framing::Simple { 0 } else { DF }
+    }
+
+    /// Whether `request` may be executed. Its payload, if any, has not been read.
+    pub(super) fn check(&self, request: &Request) -> Result<(), Refusal> {
+        let Request { flags, command, offset, length, .. } = *request;
+        let is_structured = self.framing != Framing::Simple;
+        let (allowed, beyond) = match command {
+            command::READ => (if is_structured { command_flag::DF } else { 0 }, errno::EINVAL),
+            command::WRITE if self.framing == Framing::Extended => (command_flag::PAYLOAD_LEN, errno::ENOSPC),
+            command::WRITE => (0, errno::ENOSPC),
+            command::WRITE_ZEROES => (command_flag::NO_HOLE | command_flag::FAST_ZERO, errno::ENOSPC),
+            command::BLOCK_STATUS => (command_flag::REQ_ONE, errno::EINVAL),
+            command::TRIM | command::CACHE | command::FLUSH => (0, errno::EINVAL),
+            _ => return Err(Refusal(errno::EINVAL, "unknown command")),
+        };
+        let is_write = matches!(command, command::WRITE | command::WRITE_ZEROES | command::TRIM);
+        if is_write && self.export.is_read_only() {
+            return Err(Refusal(errno::EPERM, "the export is read-only"));
+        }
+        // FUA is legal on every command and means nothing to those that write nothing.
+        if flags & !(allowed | command_flag::FUA) != 0 {
+            return Err(Refusal(errno::EINVAL, "a flag that this command does not have"));
+        }
+        if command == command::FLUSH {
+            return Ok(());
+        }
+        if command == command::BLOCK_STATUS && !self.has_allocation {
+            return Err(Refusal(errno::EINVAL, "no metadata context was negotiated"));
+        }
+        if length == 0 {
+            return Err(Refusal(errno::EINVAL, "a request for no bytes"));
+        }
+        if matches!(command, command::READ | command::WRITE) && length > MAX_PAYLOAD.into() {
+            return Err(Refusal(errno::EINVAL, "more than 32 MiB at once"));
+        }
+        match offset.checked_add(length) {
+            Some(end) if end <= self.export.device.size() => Ok(()),
+            _ => Err(Refusal(beyond, "beyond the end of the export")),
+        }
+    }
+
+    /// Bytes of memory that a checked request takes until its reply is sent.
+    pub(super) fn cost(request: &Request) -> usize {
+        match request.command {
+            command::READ | command::WRITE => len(request).saturating_add(SMALL_REPLY),
+            _ => SMALL_REPLY,
+        }
+    }
+
+    /// Answers a checked request if that needs no waiting, else says `false` and has done nothing.
+    pub(super) fn answer_at_once(&self, request: &Request, out: &mut Buffer) -> bool {
+        let device = &self.export.device;
+        match request.command {
+            command::READ => {
+                let fill = |place: &mut [u8]| device.try_read_at(request.offset, place);
+                match reply::data(self.framing, request, len(request), out, fill) {
+                    Ok(is_done) => is_done,
+                    Err(e) => {
+                        self.refuse(request, &e, out);
+                        true
+                    }
+                }
+            }
+            command::CACHE => {
+                device.prefetch(range(request));
+                reply::ok(self.framing, request, out);
+                true
+            }
+            command::FLUSH if self.export.is_read_only() => {
+                reply::ok(self.framing, request, out);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Executes a checked request. `buffer` holds the payload of a write and, afterwards, the reply.
+    pub(super) fn execute(&self, request: &Request, buffer: &mut Buffer) {
+        let outcome = self.attempt(request, buffer);
+        if let Err(e) = outcome {
+            buffer.truncate(0);
+            self.refuse(request, &e, buffer);
+        }
+    }
+
+    fn attempt(&self, request: &Request, buffer: &mut Buffer) -> Result<()> {
+        let device = &self.export.device;
+        let durability = if request.flags & command_flag::FUA != 0 { Durability::Forced } else { Durability::Cached };
+        match request.command {
+            command::READ => {
+                let fill = |place: &mut [u8]| device.read_at(request.offset, place).map(|()| true);
+                reply::data(self.framing, request, len(request), buffer, fill)?;
+                return Ok(());
+            }
+            command::BLOCK_STATUS => {
+                let extents = self.extents(request)?;
+                reply::status(self.framing, request, ALLOCATION.0, &extents, buffer);
+                return Ok(());
+            }
+            command::WRITE => {
+                device.write_at(request.offset, buffer.filled(), durability)?;
+                buffer.truncate(0);
+            }
+            command::WRITE_ZEROES => {
+                let may_unmap = request.flags & command_flag::NO_HOLE == 0;
+                let fast_only = request.flags & command_flag::FAST_ZERO != 0;
+                device.zero(range(request), Zeroing { may_unmap, fast_only, durability })?;
+            }
+            command::TRIM => {
+                device.trim(range(request))?;
+                if durability == Durability::Forced {
+                    device.flush()?;
+                }
+            }
+            command::FLUSH => device.flush()?,
+            other => return Err(Error::internal(format!("command {other} was let through"))),
+        }
+        reply::ok(self.framing, request, buffer);
+        Ok(())
+    }
+
+    fn extents(&self, request: &Request) -> Result<Vec<Status>> {
+        let max = if request.flags & command_flag::REQ_ONE != 0 { 1 } else { MAX_EXTENTS };
+        let mut found: Vec<Status> = Vec::new();
+        for extent in self.export.device.extents(range(request), max)? {
+            let flags = match extent.content {
+                Content::Zero => allocation::HOLE | allocation::ZERO,
+                // What cannot be read is no hole: a client must try, and fail.
+                Content::Bytes | Content::Unreadable => 0,
+            };
+            let length = extent.range.end.saturating_sub(extent.range.start);
+            match found.last_mut() {
+                Some(last) if last.flags == flags => last.length += length,
+                _ => found.push(Status { length, flags }),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Appends the error that `error` is for a client, and reports it if it is not the client's own affair.
+    fn refuse(&self, request: &Request, error: &Error, out: &mut Buffer) {
+        reply::error(self.framing, request, edge::from_kind(error.kind()), error.context(), out);
+        if let Some(report) = &self.report
+            && !matches!(error.kind(), Kind::Invalid | Kind::Unsupported)
+        {
+            let Request { command, offset, length, .. } = request;
+            let what = command::name(*command);
+            let name = &self.export.name;
+            report(&error.duplicate().within(format!("export '{name}': {what} of {length} bytes at offset {offset}")));
+        }
+    }
+}
+
+fn range(request: &Request) -> Range<u64> {
+    request.offset..request.offset.saturating_add(request.length)
+}
+
+/// The length of a request with data; checked ones have 32 MiB at most.
+fn len(request: &Request) -> usize {
+    usize::try_from(request.length).unwrap_or(usize::MAX)
+}

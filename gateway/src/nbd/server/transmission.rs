@@ -1,0 +1,290 @@
+//! A connection in its transmission phase: one task that reads requests, answers what needs no waiting, sends the rest to
+//! the storage threads and writes replies in whatever order they are done.
+//!
+//! ```text
+//!   socket -> Input -> check -> answered at once ------------------+-> Output -> socket
+//!                        |                                         |
+//!                        +-> Pool (read, write, zero, ...) -> done +
+//! ```
+//! Not here: what a request does to a device, how a reply is framed. What holds: a connection has at most
+//! `requests_in_flight` requests in the pool and `bytes_in_flight` bytes of requests and unsent replies, or a single larger
+//! request; beyond that it stops reading its socket, so a client that does not read its replies, or sends without end, waits
+//! alone. Nothing here blocks; all the work between two waits is bounded by one batch.
+
+use super::super::proto::transmission::{Request, command, command_flag};
+use super::super::proto::{Framing, MAX_PAYLOAD};
+use super::buffer::{Buffer, Output};
+use super::pool::{Done, Job};
+use super::session::{Refusal, Session};
+use super::{Services, reply};
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::mpsc;
+
+/// Requests wait here until they are whole; larger payloads go straight into their own buffer.
+const INPUT: usize = 64 << 10;
+/// Larger reads are copied by a storage thread, beside the sending of others.
+const AT_ONCE: u64 = 512 << 10;
+/// After so many bytes of replies the socket gets its turn.
+const BATCH: usize = 1 << 20;
+
+/// One connection. The contract is the module's header.
+pub(super) struct Transmission<S> {
+    stream: S,
+    session: Arc<Session>,
+    services: Arc<Services>,
+    /// Its place in the pool.
+    lane: u64,
+    input: Input,
+    incoming: Incoming,
+    output: Output,
+    done: (mpsc::Sender<Done>, mpsc::Receiver<Done>),
+    requests_in_pool: usize,
+    /// Also of a request whose payload is still coming in.
+    bytes_in_pool: usize,
+    /// No more requests are taken.
+    is_closing: bool,
+}
+
+/// What the next bytes of the input are.
+enum Incoming {
+    Header,
+    /// The payload of a request that was let through.
+    Payload {
+        request: Request,
+        buffer: Buffer,
+        missing: usize,
+    },
+    /// The payload of one that was refused.
+    Refused {
+        missing: u64,
+    },
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
+    pub(super) fn new(stream: S, session: Session, lane: u64, services: Arc<Services>) -> Self {
+        let done = mpsc::channel(services.options.requests_in_flight.max(1));
+        Transmission {
+            stream,
+            session: Arc::new(session),
+            services,
+            lane,
+            input: Input { bytes: vec![0; INPUT], start: 0, end: 0 },
+            incoming: Incoming::Header,
+            output: Output::default(),
+            done,
+            requests_in_pool: 0,
+            bytes_in_pool: 0,
+            is_closing: false,
+        }
+    }
+
+    /// Takes no more requests; [`Transmission::poll_run`] then ends when everything in flight is answered.
+    pub(super) fn close(&mut self) {
+        self.is_closing = true;
+    }
+
+    /// Drives the connection until it ends: the client left, or broke the protocol, or the server closes.
+    pub(super) fn poll_run(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let mut has_moved = self.collect(cx);
+            has_moved |= self.serve();
+            while self.output.pending() > 0 {
+                match self.output.poll_send(&mut self.stream, cx)? {
+                    Poll::Ready(sent) => self.services.counters.sent(sent),
+                    Poll::Pending => break,
+                }
+                has_moved = true;
+            }
+            if self.is_closing && self.requests_in_pool == 0 && self.output.pending() == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            if self.wants_input()
+                && let Poll::Ready(received) = self.poll_receive(cx)?
+            {
+                self.services.counters.received(received);
+                self.is_closing |= received == 0;
+                has_moved = true;
+            }
+            if !has_moved {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Takes finished requests back from the pool.
+    fn collect(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut has_moved = false;
+        while self.requests_in_pool > 0
+            && let Poll::Ready(Some(Done { request, reply })) = self.done.1.poll_recv(cx)
+        {
+            self.requests_in_pool -= 1;
+            self.bytes_in_pool -= Session::cost(&request);
+            self.output.push(reply);
+            has_moved = true;
+        }
+        has_moved
+    }
+
+    /// Works through the input until it is used up, a batch is full or a limit is reached.
+    fn serve(&mut self) -> bool {
+        let mut has_moved = false;
+        while !self.is_closing && self.output.pending() < BATCH && self.step() {
+            has_moved = true;
+        }
+        has_moved
+    }
+
+    /// Takes one step through the input; `false` when it needs more bytes, or more room.
+    fn step(&mut self) -> bool {
+        match &mut self.incoming {
+            Incoming::Header => match Request::decode(self.session.framing, self.input.filled()) {
+                Ok(Some(request)) => return self.admit(&request),
+                Ok(None) => return false,
+                // The stream is out of step; there is no way back.
+                Err(_) => self.is_closing = true,
+            },
+            Incoming::Payload { buffer, missing, .. } if *missing > 0 => {
+                let n = self.input.filled().len().min(*missing);
+                let at = buffer.len() - *missing;
+                buffer.part(at..at + n).copy_from_slice(self.input.take(n));
+                *missing -= n;
+                return n > 0;
+            }
+            Incoming::Payload { .. } => {
+                if let Incoming::Payload { request, buffer, .. } =
+                    std::mem::replace(&mut self.incoming, Incoming::Header)
+                {
+                    self.submit(request, buffer);
+                }
+            }
+            Incoming::Refused { missing: 0 } => self.incoming = Incoming::Header,
+            Incoming::Refused { missing } => {
+                let n = usize::try_from(*missing).unwrap_or(usize::MAX).min(self.input.filled().len());
+                self.input.take(n);
+                *missing -= n as u64;
+                return n > 0;
+            }
+        }
+        true
+    }
+
+    /// Whether there is room for a request of `cost` bytes.
+    fn has_room(&self, cost: usize) -> bool {
+        let held = self.output.pending() + self.bytes_in_pool;
+        self.requests_in_pool < self.services.options.requests_in_flight.max(1)
+            && (held == 0 || held.saturating_add(cost) <= self.services.options.bytes_in_flight)
+    }
+
+    /// Lets the request at the head of the input in; `false` when it has to wait there.
+    fn admit(&mut self, request: &Request) -> bool {
+        let verdict = self.session.check(request);
+        if verdict.is_ok() && !self.has_room(Session::cost(request)) {
+            return false;
+        }
+        self.input.take(Request::wire_len(self.session.framing));
+        if request.command == command::DISC {
+            self.is_closing = true;
+            return true;
+        }
+        self.services.counters.request();
+        let has_payload = request.command == command::WRITE || self.is_extended_payload(request);
+        match verdict {
+            Err(Refusal(error, why)) => {
+                self.output.append(|out| reply::error(self.session.framing, request, error, why, out));
+                if has_payload {
+                    // Skipping a little keeps the connection; nobody has to swallow gigabytes.
+                    self.is_closing |= request.length > MAX_PAYLOAD.into();
+                    self.incoming = Incoming::Refused { missing: request.length };
+                }
+            }
+            Ok(()) if has_payload => {
+                let mut buffer = self.output.spare();
+                let missing = usize::try_from(request.length).unwrap_or(0);
+                buffer.grow(missing);
+                self.bytes_in_pool += Session::cost(request);
+                self.incoming = Incoming::Payload { request: *request, buffer, missing };
+            }
+            Ok(()) => {
+                let is_small = request.command != command::READ || request.length <= AT_ONCE;
+                if !is_small || !self.output.append(|out| self.session.answer_at_once(request, out)) {
+                    let buffer = self.output.spare();
+                    self.bytes_in_pool += Session::cost(request);
+                    self.submit(*request, buffer);
+                }
+            }
+        }
+        true
+    }
+
+    fn is_extended_payload(&self, request: &Request) -> bool {
+        self.session.framing == Framing::Extended && request.flags & command_flag::PAYLOAD_LEN != 0
+    }
+
+    fn submit(&mut self, request: Request, buffer: Buffer) {
+        self.requests_in_pool += 1;
+        let (session, done) = (Arc::clone(&self.session), self.done.0.clone());
+        self.services.pool.submit(self.lane, Job { session, request, buffer, done });
+    }
+
+    /// Whether more input could be used: not while a whole request, or a part of a payload, waits for room.
+    fn wants_input(&self) -> bool {
+        let waiting = self.input.filled().len();
+        let is_starved = match self.incoming {
+            Incoming::Header => waiting < Request::wire_len(self.session.framing),
+            Incoming::Payload { .. } | Incoming::Refused { .. } => waiting == 0,
+        };
+        is_starved && !self.is_closing
+    }
+
+    /// Receives into the payload that is due, or else into the input: how many bytes, 0 at the stream's end.
+    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let (place, missing) = match &mut self.incoming {
+            Incoming::Payload { buffer, missing, .. } if *missing > 0 => {
+                let end = buffer.len();
+                (buffer.part(end - *missing..end), Some(missing))
+            }
+            _ => (self.input.space(), None),
+        };
+        let mut read = ReadBuf::new(place);
+        std::task::ready!(Pin::new(&mut self.stream).poll_read(cx, &mut read))?;
+        let n = read.filled().len();
+        match missing {
+            Some(missing) => *missing -= n,
+            None => self.input.end += n,
+        }
+        Poll::Ready(Ok(n))
+    }
+}
+
+/// Received bytes that were not looked at yet.
+struct Input {
+    bytes: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+impl Input {
+    fn filled(&self) -> &[u8] {
+        self.bytes.get(self.start..self.end).unwrap_or_default()
+    }
+
+    fn take(&mut self, n: usize) -> &[u8] {
+        let from = self.start;
+        self.start = self.end.min(from + n);
+        self.bytes.get(from..self.start).unwrap_or_default()
+    }
+
+    /// Where the next bytes go.
+    fn space(&mut self) -> &mut [u8] {
+        if self.start > 0 {
+            self.bytes.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+        self.bytes.get_mut(self.end..).unwrap_or_default()
+    }
+}

