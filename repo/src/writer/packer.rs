@@ -15,7 +15,7 @@ use crate::disk_map::identity;
 use crate::error::{Error, Kind, Result};
 use crate::id::{ChunkId, PackUid};
 use crate::index::{Index, Trust};
-use crate::index_delta::{IndexDelta, PackEntries};
+use crate::index_delta::{self, IndexDelta, PackEntries};
 use crate::location::{IndexKey, Location, PackKind, Stored};
 use crate::pack::{FinishedPack, PackBuilder, PackOptions};
 use crate::repository::Repository;
@@ -257,7 +257,7 @@ impl Packer {
         } else {
             let body = delta.encode()?;
             let name = loop {
-                let name = delta_name(&self.repo, self.next_delta);
+                let name = index_delta::name(self.repo.keys().signer().id(), self.next_delta);
                 self.next_delta += 1;
                 // Another process with the same key may be publishing: its name is taken, the next one may be free.
                 if self.repo.put_record(ObjectKind::IndexDelta, &name, &body)? == Put::Created {
@@ -287,19 +287,16 @@ impl Drop for Packer {
 
 /// The first number that no delta of this signer has.
 fn next_delta(repo: &Repository) -> Result<u64> {
-    let prefix = format!("index/{}-", repo.keys().signer().id());
     let mut next = 0;
-    repo.backend().list("index/", &mut |object| {
-        if let Some(seq) = object.name.strip_prefix(&prefix).and_then(|hex| u64::from_str_radix(hex, 16).ok()) {
-            next = next.max(seq.saturating_add(1));
+    repo.backend().list(index_delta::PREFIX, &mut |object| {
+        if let Some((signer, number)) = index_delta::parse_name(&object.name)
+            && signer == repo.keys().signer().id()
+        {
+            next = next.max(number.saturating_add(1));
         }
         Ok(())
     })?;
     Ok(next)
-}
-
-fn delta_name(repo: &Repository, seq: u64) -> String {
-    format!("index/{}-{seq:016x}", repo.keys().signer().id())
 }
 
 fn died() -> Error {

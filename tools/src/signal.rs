@@ -1,0 +1,46 @@
+//! SIGINT and SIGTERM: the first asks for an orderly end, the second ends the program at once.
+//!
+//! Not here: what an orderly end is. What holds: what is asked runs on a thread of its own, so that it may wait, and the second
+//! signal is heard meanwhile.
+
+use crate::terminal::Terminal;
+use coffer_repo::cancel::Cancel;
+use coffer_repo::{Error, Result};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use signal_hook::low_level::emulate_default_handler;
+use std::sync::Arc;
+
+/// Calls `end` at the first signal.
+pub(crate) fn on_stop(terminal: &Arc<Terminal>, end: impl FnOnce() + Send + 'static) -> Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(|e| Error::io("listening for signals", e))?;
+    let terminal = Arc::clone(terminal);
+    let mut end = Some(end);
+    let listen = move || {
+        for signal in signals.forever() {
+            match end.take() {
+                Some(end) => {
+                    terminal.notice("stopping; a second signal ends at once");
+                    std::thread::spawn(end);
+                }
+                None => {
+                    // Does not return, unless the signal has no default: these have.
+                    let _ = emulate_default_handler(signal);
+                }
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(listen)
+        .map_err(|e| Error::io("starting the thread that listens for signals", e))?;
+    Ok(())
+}
+
+/// A flag that the first signal sets.
+pub(crate) fn cancel(terminal: &Arc<Terminal>) -> Result<Cancel> {
+    let cancel = Cancel::default();
+    let flag = cancel.clone();
+    on_stop(terminal, move || flag.cancel())?;
+    Ok(cancel)
+}
