@@ -281,7 +281,10 @@ impl Assembly {
     ) -> Result<Option<(crate::tree::Placed, Vec<u8>)>> {
         match outcome {
             Outcome::Zero => Ok(None),
-            Outcome::Parent { leaf, raw } => Ok(Some((leaf, raw))),
+            Outcome::Parent { leaf, raw, unreadable } => {
+                self.unreadable += unreadable;
+                Ok(Some((leaf, raw)))
+            }
             Outcome::Draft(drafts) => {
                 let mut places = self.places.remove(&window).unwrap_or_default();
                 let mut entries = Vec::with_capacity(drafts.len());
