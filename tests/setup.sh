@@ -31,7 +31,8 @@ wanted() { printf '%s\n' "$@" | sed 's/^.*: //' | tr ' ' '\n'; }
 missing() {
     comm -23 <(wanted "$@" | sort) <(
         # shellcheck disable=SC2046 # names of packages hold no spaces
-        dpkg-query -W -f '${db:Status-Status} ${Package}\n' $(wanted "$@") 2>/dev/null | sed -n 's/^installed //p' | sort
+        dpkg-query -W -f '${db:Status-Status} ${Package}\n' $(wanted "$@") 2>/dev/null |
+            sed -n 's/^installed //p' | sort
     )
 }
 
@@ -88,7 +89,8 @@ setup_packages() {
     command -v apt-get >/dev/null || fail "no apt-get here; install by hand: ${absent[*]}"
     for package in "${absent[@]}"; do say "installing $package: to $(why "$package" "$@")"; done
     as_root apt-get update -qq >&2
-    install "${absent[@]}" || { add_backports && install "${absent[@]}"; } || fail "apt-get could not install ${absent[*]}"
+    install "${absent[@]}" || { add_backports && install "${absent[@]}"; } ||
+        fail "apt-get could not install ${absent[*]}"
 }
 
 setup_toolchain() {

@@ -281,8 +281,9 @@ def backup_tables(images, tools, runs):
         ("restore to a file, against cp and sync", "restore", "A-gen1", "write"),
     ):
         cost, (_, wall, cpu) = costs["coffer", step], ceilings[image][best]
-        rate = f"{ceilings[image]['cut'][0] / cost.cpu / 1e9:.2f}"
-        rows.append([title, f"{cost.wall:.2f}", f"{wall:.2f}", f"{wall / cost.wall:.2f}", f"{cpu / cost.cpu:.2f}", rate])
+        rate = ceilings[image]["cut"][0] / cost.cpu / 1e9
+        figures = (cost.wall, wall, wall / cost.wall, cpu / cost.cpu, rate)
+        rows.append([title, *(f"{figure:.2f}" for figure in figures)])
     head = ["Coffer", "s", "ceiling s", "share of ceiling", "by CPU", "GB of data per CPU s"]
     table("Against what all cores could do at best", head, rows)
 
@@ -417,7 +418,8 @@ def read_tables(images):
     order = list(dict.fromkeys(row[0] for row in rows))
     rows.sort(key=lambda row: order.index(row[0]))
     head = ["Reads", "through", "speed", "against the raw image", "server's CPU us a read", "RSS MiB"]
-    table(f"The {length // MIB} MiB of A-gen1 with the most data ({share:.0%}); cold: no cache has any of it", head, rows)
+    title = f"The {length // MIB} MiB of A-gen1 with the most data ({share:.0%}); cold: no cache has any of it"
+    table(title, head, rows)
 
 
 def main():

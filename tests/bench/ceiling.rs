@@ -6,9 +6,9 @@
 //! - `compress`: the distinct chunks among them, by zstd at level 1 and nothing else;
 //! - `expand`: the same chunks back again; its bytes are those it begins with.
 //!
-//! Not here: any part of a repository but the chunker and the ids. What holds: seconds are what the threads spent within
-//! the step, divided by their number; only `cut` reads within them; memory is a window or a batch of chunks for every
-//! thread, and the list of chunks.
+//! Not here: any part of a repository but the chunker and the ids. What holds: seconds are what the threads spent
+//! within the step, divided by their number; only `cut` reads within them; memory is a window or a batch of chunks
+//! for every thread, and the list of chunks.
 #![allow(clippy::print_stdout, reason = "printing is what this program is for")]
 
 use anyhow::{Context, Result};

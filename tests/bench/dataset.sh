@@ -7,9 +7,11 @@
 #   B-gen0.raw  GPT + xfs: another machine with largely the same packages and its own data
 #
 # The payload is the same on every machine; the packages are those of the mirror on the day, so that figures are
-# comparable only when taken on one build of the images. Needs root, loop devices, and the packages of `tests/setup.sh --bench`.
+# comparable only when taken on one build of the images. Needs root, loop devices, and the packages of `tests/setup.sh
+# --bench`.
 #
-# Environment: BENCH_SIZE=small (default, about 0.9 GB of data a disk) or full (about 3.5 GB); TMPDIR for scratch files.
+# Environment: BENCH_SIZE=small (default, about 0.9 GB of data a disk) or full (about 3.5 GB); TMPDIR for scratch
+# files.
 set -euo pipefail
 out=${1:?usage: tests/bench/dataset.sh FOLDER}
 case ${BENCH_SIZE:=small} in
