@@ -54,7 +54,9 @@ as_root() {
     fi
 }
 
-install() { as_root apt-get install -y -qq --no-install-recommends -o Dpkg::Use-Pty=0 "$@" </dev/null >&2; }
+# Never at the cost of a package that is there: to get a plain qemu-system-x86 beside a qemu-utils from backports, apt would
+# remove the latter.
+install() { as_root apt-get install -y -qq --no-remove --no-install-recommends -o Dpkg::Use-Pty=0 "$@" </dev/null >&2; }
 
 # Some machines carry qemu-utils from bookworm-backports without that source; a plain qemu-system-x86 then conflicts with it.
 # The pin keeps all but QEMU and its libraries out: `-t bookworm-backports` would upgrade systemd.

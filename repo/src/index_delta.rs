@@ -4,12 +4,14 @@
 //! out. What holds: decoding never panics, allocates no more than the input's length warrants, and refuses whatever the
 //! encoder does not write, trailing bytes included; every entry lies inside its pack.
 
+use crate::certificate::Certificates;
 use crate::crypto::TAG_LEN;
 use crate::cursor::Cursor;
 use crate::error::{Error, Result};
 use crate::id::{PackUid, SignerId};
 use crate::location::{IndexKey, PackKind};
 use crate::pack::Entry;
+use crate::sealed::Record;
 
 /// The prefix under which index deltas are listed.
 pub const PREFIX: &str = "index/";
@@ -103,6 +105,23 @@ impl IndexDelta {
             }
         }
         Ok(out)
+    }
+
+    /// The delta in the record `name`, if it counts: its name's signer signed it, and a writer speaks of its own packs and
+    /// deltas only. One that does not is `Corrupt`.
+    pub fn counting(name: &str, record: &Record, certificates: &Certificates) -> Result<Self> {
+        let delta = IndexDelta::decode(&record.body).map_err(|e| e.within(name))?;
+        if parse_name(name).map(|(signer, _)| signer) != Some(record.signer) {
+            return Err(Error::corrupt(format!("{name} was signed by {}", record.signer)));
+        }
+        let strange = |signer: SignerId| signer != record.signer;
+        if !certificates.is_authority(record.signer)
+            && (delta.packs.iter().any(|p| strange(p.signer))
+                || delta.superseded.iter().any(|n| parse_name(n).is_none_or(|(signer, _)| strange(signer))))
+        {
+            return Err(Error::corrupt(format!("{name} speaks for a writer that did not sign it")));
+        }
+        Ok(delta)
     }
 
     /// Reads a body. Anything that [`encode`](Self::encode) would not write is `Corrupt`.

@@ -60,6 +60,11 @@ impl Root {
         Root { geometry, node: None }
     }
 
+    /// The node; `None` when every window is zero.
+    pub(crate) fn node(&self) -> Option<&Arc<Node>> {
+        self.node.as_ref()
+    }
+
     /// Decodes the root in a claim.
     pub(crate) fn of(disk: &Disk, geometry: Geometry) -> Result<Self> {
         if disk.root.is_empty() {
@@ -163,6 +168,13 @@ impl Nodes {
         if let Some(node) = self.cache.get(&child.id) {
             return Ok(node);
         }
+        let node = Arc::new(self.read(child, level)?);
+        self.cache.insert(child.id, Arc::clone(&node));
+        Ok(node)
+    }
+
+    /// As [`Nodes::node`], from where `child` says it lies and never from memory, where another copy may be.
+    pub(crate) fn read(&self, child: &Child, level: u8) -> Result<Node> {
         let at = &child.hint;
         let object = crate::pack::name(PackKind::Tree, at.pack);
         let read = || -> Result<Node> {
@@ -180,11 +192,7 @@ impl Nodes {
             }
             Ok(node)
         };
-        let node = Arc::new(
-            read().map_err(|e| missing_is_corrupt(e).within(format_args!("{object} at offset {}", at.offset)))?,
-        );
-        self.cache.insert(child.id, Arc::clone(&node));
-        Ok(node)
+        read().map_err(|e| missing_is_corrupt(e).within(format_args!("{object} at offset {}", at.offset)))
     }
 
     fn fetch(&self, at: &Location) -> Result<Vec<u8>> {

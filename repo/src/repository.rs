@@ -192,13 +192,17 @@ impl Repository {
 
     /// Reads and verifies a pack's header and unwraps its key.
     pub fn open_pack(&self, kind: PackKind, uid: PackUid) -> Result<OpenPack> {
+        self.pack_header(kind, uid)?.open(&self.keys)
+    }
+
+    /// Reads and verifies a pack's header.
+    pub fn pack_header(&self, kind: PackKind, uid: PackUid) -> Result<PackHeader> {
         let read = || PackHeader::fetch(self.backend(), &self.keys, &self.certificates(), kind, uid);
-        let header = match read() {
+        match read() {
             // Signed by a writer whose certificate was not needed so far, or damaged: the second look tells.
             Err(e) if e.kind() == Kind::Corrupt && self.load_certificates()? => read(),
             other => other,
-        }?;
-        header.open(&self.keys)
+        }
     }
 
     /// The certificates known so far.
@@ -215,11 +219,17 @@ impl Repository {
         Ok(self.certificates())
     }
 
-    /// Reads all certificates; whether there was a new one.
+    /// Reads all certificates; whether there was a new one. A damaged one is left out, so that it takes down what its own
+    /// writer signed and nothing else; [`crate::verify`] names it.
     fn load_certificates(&self) -> Result<bool> {
         let mut certificates = Certificates::new(&self.keys);
         for object in list_sorted(self.backend(), "writers/")? {
-            certificates.admit(&self.keys, &object.name, &self.backend.get(&object.name)?)?;
+            let admitted =
+                self.backend.get(&object.name).and_then(|bytes| certificates.admit(&self.keys, &object.name, &bytes));
+            match admitted {
+                Err(e) if !matches!(e.kind(), Kind::Corrupt | Kind::NotFound | Kind::Unsupported) => return Err(e),
+                _ => {}
+            }
         }
         let certificates = Arc::new(certificates);
         let mut known = self.certificates.write().unwrap_or_else(PoisonError::into_inner);

@@ -18,6 +18,7 @@ mod packer;
 
 use crate::cancel::Cancel;
 use crate::cbor::Map;
+use crate::crew;
 use crate::disk_map::{Hint, Leaf, LeafContent, LeafEntry, Node};
 use crate::error::{Error, Kind, Result};
 use crate::index::{Index, Trust};
@@ -36,7 +37,6 @@ use packer::Packer;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::thread::ScopedJoinHandle;
 
 /// Compressed chunks that may be on their way to the packer: at most 64 times the longest chunk.
 const CHANNEL: usize = 64;
@@ -211,7 +211,7 @@ impl Writer {
             if assembled.is_err() {
                 stop.cancel();
             }
-            first_cause(workers, assembled)
+            crew::join(workers, assembled)
         })?;
         let size = source.size()?;
         let (root, unreadable) = assembly.finish(size, &mut self.packer)?;
@@ -226,19 +226,6 @@ impl Writer {
             disk.token = Some(token);
         }
     }
-}
-
-/// Waits for the workers; the error that began it all, not those of who only stopped because of it.
-fn first_cause(workers: Vec<ScopedJoinHandle<'_, Result<()>>>, assembled: Result<()>) -> Result<()> {
-    let mut cause = assembled;
-    for worker in workers {
-        let result = worker.join().unwrap_or_else(|_| Err(Error::internal("a worker of the backup died")));
-        let only_stopped = |r: &Result<()>| r.as_ref().is_err_and(|e| e.kind() == Kind::Cancelled);
-        if cause.is_ok() || (only_stopped(&cause) && !only_stopped(&result) && result.is_err()) {
-            cause = result;
-        }
-    }
-    cause
 }
 
 /// Puts the workers' messages together: chunks get places, leaves get complete and come into order.
@@ -294,7 +281,10 @@ impl Assembly {
     ) -> Result<Option<(crate::tree::Placed, Vec<u8>)>> {
         match outcome {
             Outcome::Zero => Ok(None),
-            Outcome::Parent { leaf, raw } => Ok(Some((leaf, raw))),
+            Outcome::Parent { leaf, raw, unreadable } => {
+                self.unreadable += unreadable;
+                Ok(Some((leaf, raw)))
+            }
             Outcome::Draft(drafts) => {
                 let mut places = self.places.remove(&window).unwrap_or_default();
                 let mut entries = Vec::with_capacity(drafts.len());

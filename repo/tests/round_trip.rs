@@ -2,131 +2,21 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod bench;
+
+use bench::{Bench, Image, at, back_up, image, pass, read_all};
 use coffer_repo::backend::Backend;
 use coffer_repo::backend::memory::Memory;
 use coffer_repo::cancel::Cancel;
-use coffer_repo::chunker::{DiskParams, StreamParams};
-use coffer_repo::crypto::Aead;
-use coffer_repo::entropy::{Entropy, Seeded};
-use coffer_repo::index::{Index, IndexOptions};
 use coffer_repo::key_slot::{Credential, PassphraseCost, SlotOptions};
 use coffer_repo::reader::{MapContent, Reader, ReaderOptions};
-use coffer_repo::repository::{InitOptions, Repository};
-use coffer_repo::snapshot::{Identity, Snapshot};
-use coffer_repo::time::Timestamp;
+use coffer_repo::repository::Repository;
+use coffer_repo::snapshot::Identity;
 use coffer_repo::window::{Filled, Window, WindowSource};
 use coffer_repo::writer::{DiskSpec, Writer, WriterOptions};
 use coffer_repo::{Error, Kind, Result};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-
-struct Image<'a> {
-    bytes: &'a [u8],
-    window: u64,
-    next: AtomicU64,
-}
-
-impl WindowSource for Image<'_> {
-    fn next(&self, window: &mut Window) -> Result<Filled> {
-        let index = self.next.fetch_add(1, Ordering::Relaxed);
-        let start = usize::try_from(index * self.window).unwrap();
-        if start >= self.bytes.len() {
-            return Ok(Filled::End);
-        }
-        let end = (start + usize::try_from(self.window).unwrap()).min(self.bytes.len());
-        window.make_room(end - start).copy_from_slice(&self.bytes[start..end]);
-        Ok(Filled::Bytes(index))
-    }
-
-    fn size(&self) -> Result<u64> {
-        Ok(self.bytes.len() as u64)
-    }
-}
-
-struct Bench {
-    memory: Arc<Memory>,
-    dir: tempfile::TempDir,
-    entropy: Arc<dyn Entropy>,
-}
-
-impl Bench {
-    fn new() -> (Self, Arc<Repository>) {
-        let bench =
-            Bench { memory: Arc::default(), dir: tempfile::tempdir().unwrap(), entropy: Arc::new(Seeded::new(7)) };
-        let slot = SlotOptions {
-            label: "test".into(),
-            created: at(1),
-            cost: PassphraseCost { memory_kib: 64, passes: 1, lanes: 1 },
-        };
-        let options = InitOptions {
-            credential: pass("secret"),
-            slot,
-            disk: DiskParams { window: 1 << 20, ..DiskParams::default() },
-            stream: StreamParams::default(),
-            aead: Aead::preferred(),
-        };
-        let repo = Repository::init(bench.memory.clone(), options, bench.entropy.clone()).unwrap();
-        (bench, Arc::new(repo))
-    }
-
-    fn open(&self, credential: &Credential) -> Result<Arc<Repository>> {
-        Repository::open(self.memory.clone(), credential, self.entropy.clone()).map(Arc::new)
-    }
-
-    fn index(&self, repo: &Repository) -> Arc<Index> {
-        Arc::new(Index::open(&self.dir.path().join("index"), repo.keys().repo(), IndexOptions::default()).unwrap())
-    }
-}
-
-fn pass(text: &str) -> Credential {
-    Credential::Passphrase(text.to_owned().into())
-}
-
-fn at(seconds: u64) -> Timestamp {
-    Timestamp::from_seconds(seconds).unwrap()
-}
-
-fn back_up(
-    repo: &Arc<Repository>,
-    index: &Arc<Index>,
-    disks: &[(&str, &[u8])],
-    parent: Option<Snapshot>,
-    now: u64,
-) -> Snapshot {
-    let options = WriterOptions { workers: 3, pack_bytes: 1 << 20, ..WriterOptions::default() };
-    let mut writer = Writer::begin(repo, index, "web", parent, Identity::default(), options, at(now)).unwrap();
-    for (name, bytes) in disks {
-        let image = Image { bytes, window: repo.geometry().window, next: AtomicU64::new(0) };
-        let spec = DiskSpec { name: (*name).into(), block_size: 512, platform: None };
-        writer.disk(spec, &image, &Cancel::default()).unwrap();
-    }
-    writer.commit(vec![]).unwrap()
-}
-
-fn read_all(repo: &Arc<Repository>, snapshot: &Snapshot, disk: &str) -> Result<Vec<u8>> {
-    let reader = Reader::new(Arc::clone(repo), ReaderOptions::default())?;
-    let disk = reader.disk(snapshot, disk)?;
-    let mut out = vec![0xaa; usize::try_from(disk.size()).unwrap()];
-    for (i, piece) in out.chunks_mut(300_001).enumerate() {
-        disk.read_at(i as u64 * 300_001, piece)?;
-    }
-    Ok(out)
-}
-
-/// Noise, text, zeroes and a partial last block.
-fn image(seed: u64, len: usize) -> Vec<u8> {
-    let mut bytes = vec![0u8; len];
-    let noise = Seeded::new(seed);
-    for (i, piece) in bytes.chunks_mut(96 << 10).enumerate() {
-        match i % 4 {
-            0 => noise.fill(piece).unwrap(),
-            1 => piece.iter_mut().enumerate().for_each(|(j, b)| *b = b"Coffer keeps it. "[(i * 7 + j) % 17]),
-            2 => noise.fill(&mut piece[..8192]).unwrap(),
-            _ => {}
-        }
-    }
-    bytes
-}
 
 #[test]
 fn what_goes_in_comes_out_and_is_stored_once() {

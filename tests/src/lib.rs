@@ -1,3 +1,7 @@
-//! The harness that the tests of all rooms share: suites that run over any implementation of a seam.
+//! Coffer's harness: what the tests of this folder share. See `ARCHITECTURE.md`.
 
 pub mod contract;
+pub mod dice;
+pub mod disk;
+pub mod golden;
+pub mod rig;

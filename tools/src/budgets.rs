@@ -45,7 +45,9 @@ mod tests {
 
     #[test]
     fn sizes_are_counted_in_1024s() {
-        for (text, bytes) in [("0", 0), ("17", 17), ("3k", 3 << 10), ("64M", 64 << 20), ("2G", 2 << 30), ("1T", 1 << 40)] {
+        for (text, bytes) in
+            [("0", 0), ("17", 17), ("3k", 3 << 10), ("64M", 64 << 20), ("2G", 2 << 30), ("1T", 1 << 40)]
+        {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
         }
         for bad in ["", "M", "1.5G", "-1", "1MB", "99999999T", "\u{b5}"] {

@@ -5,7 +5,7 @@
 
 use crate::credential;
 use crate::environment;
-use crate::exit::{Result, wrong_use};
+use crate::exit::{Failure, Result, describe, wrong_use};
 use crate::output::Output;
 use crate::settings::{Globals, Settings};
 use crate::terminal::Terminal;
@@ -17,7 +17,7 @@ use coffer_repo::entropy::{Entropy, System};
 use coffer_repo::index::{Index, IndexOptions};
 use coffer_repo::point::PointName;
 use coffer_repo::repository::Repository;
-use coffer_repo::snapshot::Snapshot;
+use coffer_repo::snapshot::{Disk, Snapshot};
 use coffer_repo::{Error, Kind};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -65,14 +65,14 @@ impl Context {
     pub(crate) fn points(&self, repo: &Repository) -> Result<Vec<Snapshot>> {
         let points = repo.points()?;
         for (name, error) in &points.damaged {
-            self.terminal.warn(format_args!("{name} is damaged and was left out: {}", crate::exit::describe(error)));
+            self.terminal.warn(format_args!("{name} is damaged and was left out: {}", describe(error)));
         }
         Ok(points.snapshots)
     }
 
     /// The one point that is meant.
-    pub(crate) fn find(&self, repo: &Repository, point: &PointName) -> Result<Snapshot> {
-        Ok(point.find(&self.points(repo)?)?.clone())
+    pub(crate) fn find(&self, repo: &Repository, name: &PointName) -> Result<Snapshot> {
+        Ok(choose(name, &self.points(repo)?)?.clone())
     }
 
     /// Holds a point against removal while it is read.
@@ -88,7 +88,7 @@ impl Context {
     pub(crate) fn index(&self, repo: &Repository) -> Result<Arc<Index>> {
         let index = Index::open(&self.cache_folder(repo)?.join("index"), repo.keys().repo(), IndexOptions::default())?;
         if let Some(why) = index.discarded() {
-            self.terminal.notice(format_args!("the index was unusable and is made again: {}", crate::exit::describe(why)));
+            self.terminal.notice(format_args!("the index was unusable and is made again: {}", describe(why)));
         }
         self.learn(repo, &index)?;
         Ok(Arc::new(index))
@@ -97,20 +97,20 @@ impl Context {
     /// Brings an index in step with the repository.
     pub(crate) fn learn(&self, repo: &Repository, index: &Index) -> Result<()> {
         let (backend, keys, certificates) = (repo.backend(), repo.keys(), repo.certificates());
-        let report = self.terminal.counting("reading index deltas", |progress| {
-            index.sync(backend, keys, &certificates, progress)
-        })?;
+        let report = self
+            .terminal
+            .counting("reading index deltas", |progress| index.sync(backend, keys, &certificates, progress))?;
         if report.left_out.is_empty() {
             return Ok(());
         }
         for (name, error) in &report.left_out {
-            self.terminal.warn(format_args!("{name} was left out of the index: {}", crate::exit::describe(error)));
+            self.terminal.warn(format_args!("{name} was left out of the index: {}", describe(error)));
         }
         let report = self.terminal.counting("reading the packs' own lists instead", |progress| {
             index.sync_packs(backend, keys, &certificates, progress)
         })?;
         for (name, error) in &report.left_out {
-            self.terminal.warn(format_args!("{name} was left out of the index: {}", crate::exit::describe(error)));
+            self.terminal.warn(format_args!("{name} was left out of the index: {}", describe(error)));
         }
         Ok(())
     }
@@ -118,6 +118,23 @@ impl Context {
     /// Where this machine keeps what it can make again of this repository.
     pub(crate) fn cache_folder(&self, repo: &Repository) -> Result<PathBuf> {
         Ok(self.settings.caches()?.join(repo.keys().repo().to_string()))
+    }
+}
+
+/// The one of these points that is meant. A name that could not mean one is wrong use.
+pub(crate) fn choose<'a>(name: &PointName, points: &'a [Snapshot]) -> Result<&'a Snapshot> {
+    name.find(points).map_err(misnamed)
+}
+
+/// The disk of a point that is meant.
+pub(crate) fn choose_disk<'a>(name: &PointName, snapshot: &'a Snapshot) -> Result<&'a Disk> {
+    name.find_disk(snapshot).map_err(misnamed)
+}
+
+fn misnamed(error: Error) -> Failure {
+    match error.kind() {
+        Kind::Invalid => wrong_use(error.to_string()),
+        _ => error.into(),
     }
 }
 
@@ -142,7 +159,6 @@ pub(crate) fn local_path(location: &str) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exit::Failure;
 
     #[test]
     fn a_location_is_a_folder_and_other_schemes_are_named() {

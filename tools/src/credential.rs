@@ -166,7 +166,8 @@ mod tests {
 
     #[test]
     fn a_passphrase_loses_its_line_end_and_nothing_else() {
-        for (bytes, text) in [("a b\n", "a b"), ("a\r\n", "a"), (" a ", " a "), ("a\n\n", "a\n"), ("\u{e9}", "\u{e9}")] {
+        for (bytes, text) in [("a b\n", "a b"), ("a\r\n", "a"), (" a ", " a "), ("a\n\n", "a\n"), ("\u{e9}", "\u{e9}")]
+        {
             assert_eq!(passphrase(bytes.as_bytes()).unwrap(), text);
         }
         for bytes in [&b""[..], b"\n", b"\xff\n", &[b'x'; 5000]] {

@@ -1,6 +1,6 @@
 //! `coffer forget`: points that shall no longer count.
 
-use crate::context::Context;
+use crate::context::{Context, choose};
 use crate::environment;
 use crate::exit::{Result, wrong_use};
 use crate::output;
@@ -26,7 +26,7 @@ impl Arguments {
         // All are looked up before any is forgotten: "latest" means one thing in one command.
         let mut points: Vec<&Snapshot> = Vec::new();
         for point in &self.points {
-            let found = point.find(&all)?;
+            let found = choose(point, &all)?;
             if !points.iter().any(|other| other.id() == found.id()) {
                 points.push(found);
             }

@@ -25,6 +25,7 @@ mod manpages;
 mod mount;
 mod output;
 mod restore;
+mod serve;
 mod settings;
 mod show;
 mod signal;
@@ -69,6 +70,7 @@ enum Command {
     Show(show::Arguments),
     Restore(restore::Arguments),
     Mount(mount::Arguments),
+    Serve(serve::Arguments),
     Forget(forget::Arguments),
     Key(key::Arguments),
     Completions(completions::Arguments),
@@ -94,6 +96,7 @@ impl Command {
             Command::Show(arguments) => arguments.run(context),
             Command::Restore(arguments) => arguments.run(context),
             Command::Mount(arguments) => arguments.run(context),
+            Command::Serve(arguments) => arguments.run(context),
             Command::Forget(arguments) => arguments.run(context),
             Command::Key(arguments) => arguments.run(context),
             Command::Completions(arguments) => arguments.run(),

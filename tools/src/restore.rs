@@ -1,6 +1,6 @@
 //! `coffer restore`: a disk of a point becomes a file, a device or a stream.
 
-use crate::context::Context;
+use crate::context::{Context, choose_disk};
 use crate::environment;
 use crate::exit::{Result, wrong_use};
 use crate::output::{self, size};
@@ -64,7 +64,7 @@ impl Arguments {
         }
         let repo = context.open()?;
         let snapshot = context.find(&repo, &self.point)?;
-        let disk = self.point.find_disk(&snapshot)?;
+        let disk = choose_disk(&self.point, &snapshot)?;
         let cancel = signal::cancel(&context.terminal)?;
         let pin = context.pin(&repo, &snapshot, "restore")?;
         let reader = Reader::new(repo, ReaderOptions::default())?;
@@ -102,7 +102,7 @@ impl Arguments {
             describe(&report)
         );
         if is_stream {
-            context.terminal.notice(text.trim_end());
+            context.terminal.notice(text.trim_end().replace('\n', "; "));
             return Ok(());
         }
         let object = json!({

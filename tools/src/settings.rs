@@ -195,7 +195,8 @@ mod tests {
     fn the_file_knows_three_keys() {
         let layer = parse("repository = \"/r\"\nkey-file = '/k' # ours\n").unwrap();
         assert_eq!((layer.repository.as_deref(), layer.key_file), (Some("/r"), Some("/k".into())));
-        for (bad, says) in [("password = 'secret'", "'password'"), ("repository = 1", "'repository'"), ("=", "line 1")] {
+        for (bad, says) in [("password = 'secret'", "'password'"), ("repository = 1", "'repository'"), ("=", "line 1")]
+        {
             let why = parse(bad).err().unwrap();
             assert!(why.contains(says), "{bad}: {why}");
             assert!(!why.contains("secret"), "{why}");

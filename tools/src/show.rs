@@ -1,6 +1,6 @@
 //! `coffer show`: everything about one point.
 
-use crate::context::Context;
+use crate::context::{Context, choose_disk};
 use crate::exit::Result;
 use crate::output::{self, size};
 use coffer_repo::point::PointName;
@@ -19,7 +19,7 @@ impl Arguments {
         let repo = context.open()?;
         let mut snapshot = context.find(&repo, &self.point)?;
         if self.point.disk.is_some() {
-            snapshot.disks = vec![self.point.find_disk(&snapshot)?.clone()];
+            snapshot.disks = vec![choose_disk(&self.point, &snapshot)?.clone()];
         }
         let stats = snapshot.stats;
         let identity = &snapshot.identity;
@@ -32,7 +32,10 @@ impl Arguments {
             ("made by", format!("{}@{} with {}", identity.user, identity.host, identity.program)),
             ("parents", parents.join(", ")),
             ("read", size(stats.read)),
-            ("added", format!("{} in {} chunks, stored in {}", size(stats.new_raw), stats.new_chunks, size(stats.new_stored))),
+            (
+                "added",
+                format!("{} in {} chunks, stored in {}", size(stats.new_raw), stats.new_chunks, size(stats.new_stored)),
+            ),
         ];
         let rows = facts.into_iter().filter(|(_, fact)| !fact.is_empty());
         let facts: String = rows.map(|(name, fact)| format!("{name:9} {fact}\n")).collect();

@@ -114,11 +114,7 @@ impl Terminal {
     }
 
     /// As [`Terminal::during`] for work that says itself how many of how many it has done.
-    pub(crate) fn counting<T>(
-        &self,
-        title: &str,
-        work: impl FnOnce(&mut dyn FnMut(u64, u64) -> Result<()>) -> T,
-    ) -> T {
+    pub(crate) fn counting<T>(&self, title: &str, work: impl FnOnce(&mut dyn FnMut(u64, u64) -> Result<()>) -> T) -> T {
         let (done, total) = (AtomicU64::new(0), AtomicU64::new(0));
         let sample = || Sample {
             done: done.load(Ordering::Relaxed),

@@ -8,7 +8,7 @@ use super::{Index, Shared};
 use crate::backend::Backend;
 use crate::certificate::Certificates;
 use crate::error::{Error, Kind, Result};
-use crate::id::{PackUid, SignerId};
+use crate::id::PackUid;
 use crate::index_delta::{self, IndexDelta, PackEntries, parse_name};
 use crate::keys::Keys;
 use crate::location::PackKind;
@@ -180,20 +180,7 @@ fn is_final(error: &Error) -> bool {
 fn read_delta(backend: &dyn Backend, keys: &Keys, certificates: &Certificates, name: &str) -> Result<IndexDelta> {
     let bytes = backend.get(name)?;
     let record = sealed::open(keys, certificates, ObjectKind::IndexDelta, name, &bytes)?;
-    let delta = IndexDelta::decode(&record.body).map_err(|e| e.within(name))?;
-    let named = parse_name(name).map(|(signer, _)| signer);
-    if named != Some(record.signer) {
-        return Err(Error::corrupt(format!("{name} was signed by {}", record.signer)));
-    }
-    if !certificates.is_authority(record.signer) {
-        let strange = |signer: SignerId| signer != record.signer;
-        if delta.packs.iter().any(|p| strange(p.signer))
-            || delta.superseded.iter().any(|n| parse_name(n).is_none_or(|(signer, _)| strange(signer)))
-        {
-            return Err(Error::corrupt(format!("{name} speaks for a writer that did not sign it")));
-        }
-    }
-    Ok(delta)
+    IndexDelta::counting(name, &record, certificates)
 }
 
 fn read_pack(

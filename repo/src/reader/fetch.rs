@@ -25,7 +25,7 @@ const OPEN_PACKS: usize = 4096;
 const RUN: u64 = 256 << 10;
 
 /// A chunk that is needed.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Want {
     pub(crate) id: ChunkId,
     pub(crate) at: Location,

@@ -1,0 +1,125 @@
+//! Comparison of disks against a plain descent of both maps and against their bytes.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod bench;
+
+use bench::{Bench, back_up, image, leaves, merge};
+use coffer_repo::cancel::Cancel;
+use coffer_repo::diff::{DiffTotals, diff};
+use coffer_repo::disk_map::{LeafContent, LeafEntry};
+use coffer_repo::index::Index;
+use coffer_repo::repository::Repository;
+use coffer_repo::snapshot::{Disk, Snapshot};
+use coffer_repo::{Error, Kind};
+use proptest::prelude::*;
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::Arc;
+
+fn ranges_of(repo: &Arc<Repository>, old: &Disk, new: &Disk) -> (Vec<Range<u64>>, DiffTotals) {
+    let mut ranges = Vec::new();
+    let totals = diff(repo, old, new, &Cancel::default(), &mut |range| {
+        ranges.push(range);
+        Ok(())
+    })
+    .unwrap();
+    (ranges, totals)
+}
+
+/// Entries of either map that the other does not have, by plain descent.
+fn expected(repo: &Repository, old: &Disk, new: &Disk) -> Vec<Range<u64>> {
+    let entries = |disk: &Disk| -> BTreeSet<(u64, u64, Option<[u8; 32]>)> {
+        let entry = |window: u64, e: &LeafEntry| {
+            let base = window * repo.geometry().window;
+            let id = match &e.content {
+                LeafContent::Chunk { id, .. } => Some(id.0),
+                LeafContent::Unreadable => None,
+            };
+            (base + e.start_bytes(), base + e.end_bytes(), id)
+        };
+        leaves(repo, disk).iter().flat_map(|(w, leaf)| leaf.entries.iter().map(move |e| entry(*w, e))).collect()
+    };
+    let mut ranges = Vec::new();
+    for (start, end, _) in entries(old).symmetric_difference(&entries(new)) {
+        merge(&mut ranges, *start..(*end).min(old.size.max(new.size)));
+    }
+    ranges
+}
+
+fn byte(bytes: &[u8], at: usize) -> u8 {
+    bytes.get(at).copied().unwrap_or(0)
+}
+
+fn check(repo: &Arc<Repository>, index: &Arc<Index>, a: &[u8], b: &[u8]) -> Vec<Range<u64>> {
+    let old = back_up(repo, index, &[("d", a)], None, 10);
+    let new = back_up(repo, index, &[("d", b)], Some(old.clone()), 20);
+    let disk = |s: &Snapshot| s.disk("d").unwrap().clone();
+    let (ranges, totals) = ranges_of(repo, &disk(&old), &disk(&new));
+    assert_eq!(ranges, expected(repo, &disk(&old), &disk(&new)));
+    assert!(ranges.iter().zip(ranges.iter().skip(1)).all(|(a, b)| a.end < b.start), "{ranges:?}");
+    let changed = ranges.iter().map(|r| r.end - r.start).sum();
+    let (old_size, new_size) = (a.len() as u64, b.len() as u64);
+    assert_eq!(totals, DiffTotals { old_size, new_size, changed, ranges: ranges.len() as u64 });
+    let mut outside = 0;
+    for range in ranges.iter().cloned().chain([old_size.max(new_size)..u64::MAX]) {
+        for at in outside..usize::try_from(range.start).unwrap() {
+            assert_eq!(byte(a, at), byte(b, at), "byte {at} changed and was not reported");
+        }
+        outside = usize::try_from(range.end).unwrap_or(usize::MAX);
+    }
+    assert_eq!(ranges_of(repo, &disk(&new), &disk(&old)).0, ranges, "the other way round");
+    assert_eq!(ranges_of(repo, &disk(&new), &disk(&new)).0, []);
+    ranges
+}
+
+#[test]
+fn growth_shrinkage_and_levels() {
+    let (bench, repo) = Bench::deep();
+    let index = bench.index(&repo);
+    let long = image(1, 18 << 20);
+    // From one window to one level, to two, to three; the old root is a subtree of the new one.
+    for (a, b) in [(1, 40_000), (40_000, 70_000), (70_000, 5 << 20), (5 << 20, 18 << 20), (0, 18 << 20), (0, 0)] {
+        let ranges = check(&repo, &index, &long[..a], &long[..b]);
+        let kept = a as u64 & !4095;
+        assert!(ranges.iter().all(|r| r.end > kept.saturating_sub(32 << 10)), "{a} to {b}: {ranges:?}");
+    }
+    let mut tail = vec![0; 18 << 20];
+    *tail.last_mut().unwrap() = 1;
+    assert_eq!(check(&repo, &index, &long[..0], &tail), [(18 << 20) - 4096..18 << 20]);
+}
+
+#[test]
+fn what_is_in_the_way_is_passed_on() {
+    let (bench, repo) = Bench::new();
+    let index = bench.index(&repo);
+    let snapshot = back_up(&repo, &index, &[("a", &image(1, 3 << 20)), ("b", &image(2, 3 << 20))], None, 10);
+    let (a, b) = (snapshot.disk("a").unwrap(), snapshot.disk("b").unwrap());
+    let stopped = diff(&repo, a, b, &Cancel::default(), &mut |_| Err(Error::new(Kind::Full, "enough"))).unwrap_err();
+    assert_eq!(stopped.kind(), Kind::Full);
+    let cancel = Cancel::default();
+    cancel.cancel();
+    assert_eq!(diff(&repo, a, b, &cancel, &mut |_| Ok(())).unwrap_err().kind(), Kind::Cancelled);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn edits_are_found_and_nothing_else(
+        len in 1usize..400_000,
+        new_len in 1usize..400_000,
+        edits in prop::collection::vec((any::<prop::sample::Index>(), 1usize..30_000, 0u8..3), 0..5),
+    ) {
+        let (bench, repo) = Bench::deep();
+        let index = bench.index(&repo);
+        let a = image(7, len);
+        let mut b = a.clone();
+        b.resize(new_len, 0x5a);
+        for (at, edit_len, value) in edits {
+            let start = at.index(b.len());
+            let end = (start + edit_len).min(b.len());
+            b[start..end].fill(value);
+        }
+        check(&repo, &index, &a, &b);
+    }
+}
