@@ -34,7 +34,6 @@ const PACKAGES: &[(&str, &str)] = &[
     ("qemu-img", "qemu-utils"),
     ("qemu-io", "qemu-utils"),
     ("qemu-system-x86_64", "qemu-system-x86"),
-    ("time", "time"),
     ("umount", "mount"),
 ];
 
@@ -69,11 +68,13 @@ pub struct Ended {
     pub out: String,
     /// What it said on standard error.
     pub err: String,
+    /// The most memory it was seen to hold, in bytes.
+    pub peak_memory: u64,
 }
 
 impl std::fmt::Display for Ended {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Ended { what, status, out, err } = self;
+        let Ended { what, status, out, err, .. } = self;
         write!(f, "{what}: {status}\n--- standard output\n{out}\n--- standard error\n{err}")
     }
 }
@@ -86,6 +87,7 @@ pub struct Running {
     // Files rather than pipes: nobody has to read them for the program to go on.
     out: File,
     err: File,
+    peak_memory: u64,
 }
 
 impl Running {
@@ -103,13 +105,7 @@ impl Running {
                 _ => panic!("{what}: {e}"),
             }
         });
-        Running { what, child, out, err }
-    }
-
-    /// Its process id.
-    #[must_use]
-    pub fn pid(&self) -> u32 {
-        self.child.id()
+        Running { what, child, out, err, peak_memory: 0 }
     }
 
     /// What it has printed so far.
@@ -126,6 +122,7 @@ impl Running {
     pub fn wait_until(&mut self, awaited: &str, mut holds: impl FnMut(&Running) -> bool) {
         let began = Instant::now();
         while !holds(self) {
+            self.look();
             let status = self.child.try_wait().unwrap();
             let (out, err) = (self.out(), self.err());
             assert_eq!(status, None, "{} ended before {awaited}\n{out}\n{err}", self.what);
@@ -139,18 +136,21 @@ impl Running {
     pub fn wait(mut self) -> Ended {
         let began = Instant::now();
         let status = loop {
+            self.look();
             if let Some(status) = self.child.try_wait().unwrap() {
                 break status;
             }
             assert!(began.elapsed() < LIMIT, "{} did not end in {LIMIT:?}\n{}\n{}", self.what, self.out(), self.err());
             sleep(PAUSE);
         };
-        Ended { status, out: self.out(), err: self.err(), what: self.what.clone() }
+        let (out, err, peak_memory) = (self.out(), self.err(), self.peak_memory);
+        Ended { what: self.what.clone(), status, out, err, peak_memory }
     }
 
     /// Asks it to end (SIGTERM) and waits until it has.
     #[must_use]
-    pub fn terminate(self) -> Ended {
+    pub fn terminate(mut self) -> Ended {
+        self.look();
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
         self.wait()
@@ -164,12 +164,13 @@ impl Running {
         self.child.wait().unwrap();
     }
 
-    /// The most memory it has held so far, in bytes.
-    #[must_use]
-    pub fn peak_memory(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-        peak.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() << 10
+    /// Notes how much memory it has held so far. One that has ended holds none.
+    fn look(&mut self) {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
+        if let Some(peak) = status.lines().find_map(|line| line.strip_prefix("VmHWM:")) {
+            let kib: u64 = peak.trim().strip_suffix(" kB").unwrap().parse().unwrap();
+            self.peak_memory = self.peak_memory.max(kib << 10);
+        }
     }
 }
 
