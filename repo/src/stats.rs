@@ -171,8 +171,11 @@ impl Stats {
                 unique: Size::default(),
             });
         }
-        let row = |(workload, (points, logical)): (&str, (u64, u64))| {
-            WorkloadStats { workload: workload.to_owned(), points, logical, unique: Size::default() }
+        let row = |(workload, (points, logical)): (&str, (u64, u64))| WorkloadStats {
+            workload: workload.to_owned(),
+            points,
+            logical,
+            unique: Size::default(),
         };
         stats.workloads = workloads.into_iter().map(row).collect();
         stats

@@ -4,7 +4,7 @@
 
 mod bench;
 
-use bench::{Bench, back_up, image, leaves, merge};
+use bench::{Bench, back_up, back_up_as, image, leaves, merge};
 use coffer_repo::cancel::Cancel;
 use coffer_repo::diff::{DiffTotals, diff};
 use coffer_repo::disk_map::{LeafContent, LeafEntry};
@@ -52,8 +52,8 @@ fn byte(bytes: &[u8], at: usize) -> u8 {
 }
 
 fn check(repo: &Arc<Repository>, index: &Arc<Index>, a: &[u8], b: &[u8]) -> Vec<Range<u64>> {
-    let old = back_up(repo, index, &[("d", a)], None, 10);
-    let new = back_up(repo, index, &[("d", b)], Some(old.clone()), 20);
+    let old = back_up_as("w", repo, index, &[("d", a)], None, 10);
+    let new = back_up_as("w", repo, index, &[("d", b)], Some(old.clone()), 20);
     let disk = |s: &Snapshot| s.disk("d").unwrap().clone();
     let (ranges, totals) = ranges_of(repo, &disk(&old), &disk(&new));
     assert_eq!(ranges, expected(repo, &disk(&old), &disk(&new)));
@@ -75,18 +75,20 @@ fn check(repo: &Arc<Repository>, index: &Arc<Index>, a: &[u8], b: &[u8]) -> Vec<
 
 #[test]
 fn growth_shrinkage_and_levels() {
-    let (bench, repo) = Bench::deep();
+    let (bench, repo) = Bench::fine();
     let index = bench.index(&repo);
-    let long = image(1, 18 << 20);
-    // From one window to one level, to two, to three; the old root is a subtree of the new one.
-    for (a, b) in [(1, 40_000), (40_000, 70_000), (70_000, 5 << 20), (5 << 20, 18 << 20), (0, 18 << 20), (0, 0)] {
+    let mut long = vec![0; 258 << 20];
+    long[..3 << 20].copy_from_slice(&image(1, 3 << 20));
+    long[(256 << 20) + 4096..][..400_000].copy_from_slice(&image(2, 400_000));
+    // From one window to one level above it, to two; the old root is a subtree of the new one.
+    for (a, b) in [(1, 40_000), (40_000, 5 << 20), (5 << 20, 258 << 20), (40_000, 258 << 20), (0, 258 << 20), (0, 0)] {
         let ranges = check(&repo, &index, &long[..a], &long[..b]);
         let kept = a as u64 & !4095;
         assert!(ranges.iter().all(|r| r.end > kept.saturating_sub(32 << 10)), "{a} to {b}: {ranges:?}");
     }
-    let mut tail = vec![0; 18 << 20];
+    let mut tail = vec![0; 258 << 20];
     *tail.last_mut().unwrap() = 1;
-    assert_eq!(check(&repo, &index, &long[..0], &tail), [(18 << 20) - 4096..18 << 20]);
+    assert_eq!(check(&repo, &index, &[], &tail), [(258 << 20) - 4096..258 << 20]);
 }
 
 #[test]
@@ -106,11 +108,11 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn edits_are_found_and_nothing_else(
-        len in 1usize..400_000,
-        new_len in 1usize..400_000,
+        len in 1usize..3_000_000,
+        new_len in 1usize..3_000_000,
         edits in prop::collection::vec((any::<prop::sample::Index>(), 1usize..30_000, 0u8..3), 0..5),
     ) {
-        let (bench, repo) = Bench::deep();
+        let (bench, repo) = Bench::fine();
         let index = bench.index(&repo);
         let a = image(7, len);
         let mut b = a.clone();

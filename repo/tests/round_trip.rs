@@ -131,7 +131,7 @@ fn pins_and_forgets() {
         Writer::begin(&repo, &index, "web", Some(snapshot), Identity::default(), WriterOptions::default(), at(16))
             .unwrap();
     let bytes = image(4, 1 << 20);
-    let source = Image { bytes: &bytes, window: 1 << 20, next: AtomicU64::new(0) };
+    let source = Image { bytes: &bytes, window: 1 << 20, next: AtomicU64::new(0), tells_holes: false };
     writer.disk(DiskSpec { name: "d".into(), block_size: 512, platform: None }, &source, &Cancel::default()).unwrap();
     assert!(writer.commit(vec![]).unwrap_err().to_string().contains("forgotten"));
     assert!(repo.points().unwrap().snapshots.is_empty());

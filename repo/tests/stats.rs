@@ -86,7 +86,7 @@ proptest! {
     fn every_chunk_is_counted_for_who_leads_to_it(
         points in prop::collection::vec((0u64..3, 0usize..3, any::<prop::sample::Index>(), any::<bool>()), 1..7),
     ) {
-        let (bench, repo) = Bench::deep();
+        let (bench, repo) = Bench::fine();
         let index = bench.index(&repo);
         let mut made: Vec<Snapshot> = Vec::new();
         for (now, (seed, workload, at, second)) in points.into_iter().enumerate() {
@@ -95,7 +95,9 @@ proptest! {
             let mut bytes = image(seed, 300_000);
             let start = at.index(bytes.len() - 5000);
             bytes[start..start + 5000].fill(9);
-            let other = image(seed + 1, 17 << 20);
+            let mut other = vec![0; 257 << 20];
+            other[..300_000].copy_from_slice(&image(seed + 1, 300_000));
+            other[(256 << 20) + 4096..][..100_000].copy_from_slice(&image(seed + 2, 100_000));
             let mut disks: Vec<(&str, &[u8])> = vec![("a", &bytes)];
             if second {
                 disks.push(("b", &other));

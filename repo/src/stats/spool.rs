@@ -77,8 +77,9 @@ impl<'a> Spool<'a> {
             None => nameless(self.dir, self.entropy)?,
         };
         let at = self.len;
-        file.write_all_at(block, at)
-            .map_err(|e| Error::io(format!("writing {} bytes of statistics below {}", block.len(), self.dir.display()), e))?;
+        file.write_all_at(block, at).map_err(|e| {
+            Error::io(format!("writing {} bytes of statistics below {}", block.len(), self.dir.display()), e)
+        })?;
         self.len += block.len() as u64;
         self.file = Some(file);
         Ok(at)
@@ -161,7 +162,10 @@ fn decode_all(bytes: &[u8], out: &mut Vec<Reference>) -> Result<()> {
 }
 
 fn unreadable() -> Error {
-    Error::new(crate::error::Kind::Unavailable, "statistics do not read back from their scratch file; try another directory")
+    Error::new(
+        crate::error::Kind::Unavailable,
+        "statistics do not read back from their scratch file; try another directory",
+    )
 }
 
 #[cfg(test)]

@@ -130,7 +130,8 @@ impl<'a> Packs<'a> {
             // Without a table the frame speaks for itself, to whoever can read it.
             None => {
                 let opened = self.repo.open_pack(PackKind::Data, want.at.pack);
-                let sound = opened.and_then(|open| self.read_frames(&open, std::slice::from_ref(want), scratch, progress));
+                let sound =
+                    opened.and_then(|open| self.read_frames(&open, std::slice::from_ref(want), scratch, progress));
                 match sound {
                     Ok(bad) if bad.is_empty() => Ok(Held::Yes),
                     Err(e) if matches!(e.kind(), Kind::Cancelled | Kind::Internal) => Err(e),

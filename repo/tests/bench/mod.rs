@@ -9,9 +9,9 @@ use coffer_repo::backend::memory::Memory;
 use coffer_repo::cancel::Cancel;
 use coffer_repo::chunker::{DiskParams, StreamParams};
 use coffer_repo::crypto::Aead;
+use coffer_repo::disk_map::{Leaf, Node};
 use coffer_repo::entropy::{Entropy, Seeded};
 use coffer_repo::index::{Index, IndexOptions};
-use coffer_repo::disk_map::{Leaf, Node};
 use coffer_repo::key_slot::{Credential, PassphraseCost, SlotOptions};
 use coffer_repo::location::{Location, PackKind};
 use coffer_repo::pack;
@@ -22,6 +22,7 @@ use coffer_repo::snapshot::{Disk, Identity, Snapshot};
 use coffer_repo::time::Timestamp;
 use coffer_repo::window::{Filled, Window, WindowSource};
 use coffer_repo::writer::{DiskSpec, Writer, WriterOptions};
+use coffer_repo::zero::is_zero;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,6 +31,8 @@ pub struct Image<'a> {
     pub bytes: &'a [u8],
     pub window: u64,
     pub next: AtomicU64,
+    /// Whether windows of zeroes are told apart, as a source that knows its holes does, or read.
+    pub tells_holes: bool,
 }
 
 impl WindowSource for Image<'_> {
@@ -40,6 +43,9 @@ impl WindowSource for Image<'_> {
             return Ok(Filled::End);
         }
         let end = (start + usize::try_from(self.window).unwrap()).min(self.bytes.len());
+        if self.tells_holes && is_zero(&self.bytes[start..end]) {
+            return Ok(Filled::Zero(index));
+        }
         window.make_room(end - start).copy_from_slice(&self.bytes[start..end]);
         Ok(Filled::Bytes(index))
     }
@@ -61,9 +67,9 @@ impl Bench {
         Self::with(DiskParams { window: 1 << 20, ..DiskParams::default() })
     }
 
-    /// Windows of 64 KiB, so that a disk of 17 MiB has a tree of three levels.
-    pub fn deep() -> (Self, Arc<Repository>) {
-        Self::with(DiskParams { min: 8 << 10, mean: 16 << 10, max: 32 << 10, window: 64 << 10, ..DiskParams::default() })
+    /// Chunks of 16 KiB in the mean, so that small disks have many.
+    pub fn fine() -> (Self, Arc<Repository>) {
+        Self::with(DiskParams { min: 8 << 10, mean: 16 << 10, max: 32 << 10, window: 1 << 20, ..DiskParams::default() })
     }
 
     fn with(disk: DiskParams) -> (Self, Arc<Repository>) {
@@ -102,6 +108,7 @@ pub fn at(seconds: u64) -> Timestamp {
     Timestamp::from_seconds(seconds).unwrap()
 }
 
+/// Backs up disks of the workload "web", reading all their bytes.
 pub fn back_up(
     repo: &Arc<Repository>,
     index: &Arc<Index>,
@@ -109,9 +116,11 @@ pub fn back_up(
     parent: Option<Snapshot>,
     now: u64,
 ) -> Snapshot {
-    back_up_as("web", repo, index, disks, parent, now)
+    let images: Vec<_> = disks.iter().map(|(name, bytes)| (*name, image_of(repo, bytes, false))).collect();
+    commit("web", repo, index, &images, parent, now)
 }
 
+/// Backs up disks of any workload; holes are told and not read.
 pub fn back_up_as(
     workload: &str,
     repo: &Arc<Repository>,
@@ -120,12 +129,27 @@ pub fn back_up_as(
     parent: Option<Snapshot>,
     now: u64,
 ) -> Snapshot {
+    let images: Vec<_> = disks.iter().map(|(name, bytes)| (*name, image_of(repo, bytes, true))).collect();
+    commit(workload, repo, index, &images, parent, now)
+}
+
+fn image_of<'a>(repo: &Repository, bytes: &'a [u8], tells_holes: bool) -> Image<'a> {
+    Image { bytes, window: repo.geometry().window, next: AtomicU64::new(0), tells_holes }
+}
+
+fn commit(
+    workload: &str,
+    repo: &Arc<Repository>,
+    index: &Arc<Index>,
+    disks: &[(&str, Image<'_>)],
+    parent: Option<Snapshot>,
+    now: u64,
+) -> Snapshot {
     let options = WriterOptions { workers: 3, pack_bytes: 1 << 20, ..WriterOptions::default() };
     let mut writer = Writer::begin(repo, index, workload, parent, Identity::default(), options, at(now)).unwrap();
-    for (name, bytes) in disks {
-        let image = Image { bytes, window: repo.geometry().window, next: AtomicU64::new(0) };
+    for (name, image) in disks {
         let spec = DiskSpec { name: (*name).into(), block_size: 512, platform: None };
-        writer.disk(spec, &image, &Cancel::default()).unwrap();
+        writer.disk(spec, image, &Cancel::default()).unwrap();
     }
     writer.commit(vec![]).unwrap()
 }
@@ -148,13 +172,12 @@ pub fn image(seed: u64, len: usize) -> Vec<u8> {
         match i % 4 {
             0 => noise.fill(piece).unwrap(),
             1 => piece.iter_mut().enumerate().for_each(|(j, b)| *b = b"Coffer keeps it. "[(i * 7 + j) % 17]),
-            2 => noise.fill(&mut piece[..8192]).unwrap(),
+            2 => noise.fill(&mut piece[..8192.min(len - i * (96 << 10))]).unwrap(),
             _ => {}
         }
     }
     bytes
 }
-
 
 /// Every leaf of a disk's map, with its window, by plain descent: what the flows that skip and share are measured against.
 pub fn leaves(repo: &Repository, disk: &Disk) -> Vec<(u64, Leaf)> {
