@@ -96,13 +96,16 @@ fn check(store: &Memory, contents: &Contents, told: &Told) -> Result<(), String>
         }
     }
     // Told from the names of the objects alone, apart from the code under test.
-    let names: BTreeSet<String> = list_sorted(store, "").map_err(|e| e.to_string())?.into_iter().map(|o| o.name).collect();
+    let names: BTreeSet<String> =
+        list_sorted(store, "").map_err(|e| e.to_string())?.into_iter().map(|o| o.name).collect();
     let decided = names.iter().filter_map(|n| ClaimName::parse(n)).filter(|(_, part)| *part == ClaimPart::Decision);
     let due: BTreeSet<_> = decided.map(|(n, _)| n.id).filter(|id| !names.contains(&format!("forgets/{id}"))).collect();
     if visible != due {
         return Err(format!("visible {visible:?}, committed and not forgotten {due:?}"));
     }
-    if let Some(lost) = told.committed.iter().find(|id| !visible.contains(id) && !names.contains(&format!("forgets/{id}"))) {
+    if let Some(lost) =
+        told.committed.iter().find(|id| !visible.contains(id) && !names.contains(&format!("forgets/{id}")))
+    {
         return Err(format!("{lost} was committed and is lost"));
     }
     match told.forgotten.intersection(&visible).next() {
