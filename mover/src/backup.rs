@@ -146,6 +146,8 @@ impl Backup {
                 }
             }
         }
+        // An interrupt also ends the program that fills a pipe: the end of a stream then is none.
+        cancel.check()?;
         let snapshot = writer.commit(tags)?;
         Ok(BackupReport { snapshot, unreadable: report.unreadable, warnings: report.warnings })
     }

@@ -1,7 +1,12 @@
 //! Coffer's harness: what the tests of this folder share. See `ARCHITECTURE.md`.
 
+pub mod coffer;
 pub mod contract;
+pub mod counting;
 pub mod dice;
 pub mod disk;
 pub mod golden;
+pub mod image;
+pub mod kernel;
+pub mod program;
 pub mod rig;

@@ -5,7 +5,7 @@ use crate::environment;
 use crate::exit::Result;
 use crate::output::{self, size};
 use crate::signal;
-use crate::terminal::{Sample, Unit};
+use crate::terminal::{Sample, Terminal, Unit};
 use coffer_mover::backup::{Backup, BackupPlan, BackupReport};
 use coffer_mover::image_format::ImageFormat;
 use coffer_mover::source::SourceOptions;
@@ -13,6 +13,8 @@ use coffer_repo::Error;
 use coffer_repo::index::{Index, IndexOptions};
 use coffer_repo::repository::Repository;
 use coffer_repo::seal;
+use coffer_repo::snapshot::Snapshot;
+use coffer_repo::time::Timestamp;
 use coffer_repo::writer::{Progress, WriterOptions};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -22,6 +24,9 @@ use tempfile::TempDir;
 
 /// At how many random places a source's word that something is unchanged is checked.
 const SAMPLED_PLACES: usize = 16;
+
+/// By how much a point may lie ahead of the clock before that is worth a word.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
 
 /// Back up disks
 #[derive(Debug, clap::Args)]
@@ -107,7 +112,8 @@ impl Arguments {
             },
         };
         let began = Instant::now();
-        let backup = Backup::begin(&repo, &index, plan, environment::now()?, &cancel)?;
+        let now = time_after(plan.parent.as_ref(), environment::now()?, &context.terminal)?;
+        let backup = Backup::begin(&repo, &index, plan, now, &cancel)?;
         let (progress, total) = (backup.progress(), backup.size()?);
         let sample = || sample(&progress, total);
         let report = context.terminal.during("backing up", Unit::Bytes, &sample, || backup.run(&cancel))?;
@@ -121,6 +127,18 @@ impl Arguments {
         let summary = Summary { report: &report, progress: &progress, took, is_dry: self.dry_run };
         context.print(summary.object(), &summary.text())
     }
+}
+
+/// The time of the new point: now, but after the point it follows, so that the later one is always the latest, also of two in
+/// one second or after the clock was set back.
+fn time_after(parent: Option<&Snapshot>, now: Timestamp, terminal: &Terminal) -> coffer_repo::Result<Timestamp> {
+    let Some(last) = parent.map(Snapshot::time).filter(|last| *last >= now) else { return Ok(now) };
+    if last.seconds() - now.seconds() > CLOCK_TOLERANCE.as_secs() {
+        terminal.warn(format_args!(
+            "the point before is of {last}, and the clock says {now}; the new one is dated after it"
+        ));
+    }
+    Timestamp::from_seconds(last.seconds() + 1)
 }
 
 /// An index for one dry run, which learns what would be stored and must not tell the next backup.
@@ -201,5 +219,41 @@ impl Summary<'_> {
             size(snapshot.stats.new_stored),
             self.took.as_secs_f64(),
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use coffer_repo::id::{SnapshotId, WorkloadTag};
+    use coffer_repo::snapshot::{ClaimName, ClaimStats, Identity};
+
+    fn point(seconds: u64) -> Snapshot {
+        let time = Timestamp::from_seconds(seconds).unwrap();
+        Snapshot {
+            name: ClaimName { tag: WorkloadTag::default(), time, id: SnapshotId::default() },
+            workload: "web".to_owned(),
+            tags: Vec::new(),
+            identity: Identity::default(),
+            parents: Vec::new(),
+            disks: Vec::new(),
+            stats: ClaimStats::default(),
+        }
+    }
+
+    #[test]
+    fn a_point_is_dated_after_the_one_it_follows() {
+        let terminal = Terminal::new(true);
+        let after = |parent: Option<u64>, now| {
+            let parent = parent.map(point);
+            time_after(parent.as_ref(), Timestamp::from_seconds(now).unwrap(), &terminal).unwrap().seconds()
+        };
+        assert_eq!(after(None, 1000), 1000);
+        assert_eq!(after(Some(999), 1000), 1000);
+        assert_eq!(after(Some(1000), 1000), 1001);
+        assert_eq!(after(Some(1060), 1000), 1061);
+        assert!(!terminal.has_warned());
+        assert_eq!(after(Some(1061), 1000), 1062);
+        assert!(terminal.has_warned());
     }
 }

@@ -48,6 +48,11 @@ pub(crate) fn scratch() -> PathBuf {
     std::env::temp_dir()
 }
 
+/// How many threads run at once here.
+pub(crate) fn threads() -> usize {
+    std::thread::available_parallelism().map_or(2, |n| n.get())
+}
+
 /// The time, by the machine's clock.
 pub(crate) fn now() -> Result<Timestamp> {
     let since = SystemTime::now()

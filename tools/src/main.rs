@@ -4,7 +4,7 @@
 //!   main        the command line, and which command it means
 //!     settings      which repository, what opens it: line, environment, configuration file
 //!     context       opens it; finds points; keeps the index in step
-//!     <command>     arguments, the room's call, the result: init backup restore mount ...
+//!     <command>     arguments, the room's call, the result: init backup restore mount verify ...
 //!   output      standard output: tables or JSON          terminal    standard error: progress and warnings
 //!   exit        errors -> one line and an exit code      signal      the first asks, the second ends
 //!   environment, credential                              what comes from the machine and its user
@@ -16,6 +16,7 @@ mod budgets;
 mod completions;
 mod context;
 mod credential;
+mod diff;
 mod environment;
 mod exit;
 mod forget;
@@ -30,7 +31,9 @@ mod settings;
 mod show;
 mod signal;
 mod snapshots;
+mod stats;
 mod terminal;
+mod verify;
 
 use clap::{Parser, Subcommand};
 use context::Context;
@@ -67,10 +70,13 @@ enum Command {
     Init(init::Arguments),
     Backup(backup::Arguments),
     Snapshots(snapshots::Arguments),
+    Stats(stats::Arguments),
     Show(show::Arguments),
+    Diff(diff::Arguments),
     Restore(restore::Arguments),
     Mount(mount::Arguments),
     Serve(serve::Arguments),
+    Verify(verify::Arguments),
     Forget(forget::Arguments),
     Key(key::Arguments),
     Completions(completions::Arguments),
@@ -93,10 +99,13 @@ impl Command {
             Command::Init(arguments) => arguments.run(context),
             Command::Backup(arguments) => arguments.run(context),
             Command::Snapshots(arguments) => arguments.run(context),
+            Command::Stats(arguments) => arguments.run(context),
             Command::Show(arguments) => arguments.run(context),
+            Command::Diff(arguments) => arguments.run(context),
             Command::Restore(arguments) => arguments.run(context),
             Command::Mount(arguments) => arguments.run(context),
             Command::Serve(arguments) => arguments.run(context),
+            Command::Verify(arguments) => arguments.run(context),
             Command::Forget(arguments) => arguments.run(context),
             Command::Key(arguments) => arguments.run(context),
             Command::Completions(arguments) => arguments.run(),

@@ -40,11 +40,12 @@ impl Arguments {
         context.terminal.notice(format_args!("mounted at {}; SIGINT or SIGTERM ends it", self.folder.display()));
 
         let (stopped, terminal) = (Arc::clone(&session), Arc::clone(&context.terminal));
-        signal::on_stop(&context.terminal, move || match stopped.stop() {
+        let stop = move || match stopped.stop() {
             Ok(Detached::Clean) => {}
             Ok(Detached::InUse) => terminal.notice("files are open; this ends when the last of them is closed"),
             Err(e) => terminal.notice(describe(&e)),
-        })?;
+        };
+        signal::on_stop(&context.terminal, move || drop(std::thread::spawn(stop)))?;
         Ok(session.wait()?)
     }
 }

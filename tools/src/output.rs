@@ -3,7 +3,8 @@
 //! Keys of the JSON are part of the interface: they stay. Sizes are numbers of bytes; times come twice, as text (`time`, as POINT
 //! spells it) and as seconds since 1970 (`time_seconds`); warnings are in `warnings`.
 //!
-//! Not here: what the commands say. What holds: a command that failed printed no JSON.
+//! Not here: what the commands say. What holds: a command that failed printed no JSON that parses, but for `verify`, whose
+//! findings are its result.
 
 use crate::exit::{Failure, Result};
 use coffer_mover::range_list::RangeList;

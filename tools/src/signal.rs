@@ -1,7 +1,6 @@
 //! SIGINT and SIGTERM: the first asks for an orderly end, the second ends the program at once.
 //!
-//! Not here: what an orderly end is. What holds: what is asked runs on a thread of its own, so that it may wait, and the second
-//! signal is heard meanwhile.
+//! Not here: what an orderly end is. What holds: the end is asked for before it is announced.
 
 use crate::terminal::Terminal;
 use coffer_repo::cancel::Cancel;
@@ -11,7 +10,7 @@ use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
 use std::sync::Arc;
 
-/// Calls `end` at the first signal.
+/// Calls `end` at the first signal. It has to return at once, for the second signal to be heard.
 pub(crate) fn on_stop(terminal: &Arc<Terminal>, end: impl FnOnce() + Send + 'static) -> Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(|e| Error::io("listening for signals", e))?;
     let terminal = Arc::clone(terminal);
@@ -20,8 +19,8 @@ pub(crate) fn on_stop(terminal: &Arc<Terminal>, end: impl FnOnce() + Send + 'sta
         for signal in signals.forever() {
             match end.take() {
                 Some(end) => {
+                    end();
                     terminal.notice("stopping; a second signal ends at once");
-                    std::thread::spawn(end);
                 }
                 None => {
                     // Does not return, unless the signal has no default: these have.

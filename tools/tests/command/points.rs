@@ -201,8 +201,9 @@ fn the_first_signal_ends_a_backup_in_order_and_the_second_at_once() {
     stdin.write_all(&noise(1, 4096)).unwrap();
     running.signal(Signal::INT);
     running.line_with("stopping");
+    // An interrupt ends the producer of a stream too. What came through is no disk.
     drop(stdin);
-    running.line_with("stopp");
+    running.line_with("stopped on request");
     assert_eq!(running.end().code(), Some(1));
     assert_eq!(stage.ok(&["snapshots"]), "no points yet\n");
 
