@@ -69,7 +69,8 @@ fn a_killed_backup_goes_on_where_it_was() {
     assert_eq!(done["new_bytes"], SIZE - named, "{done}");
     assert_eq!(done["reused"], named, "{done}");
     assert_eq!(coffer.snapshots().len(), points.len() + 1);
-    coffer.run(&["restore", "web@latest", "--to", "whole.raw"]);
-    run(coffer.outside("qemu-img").args(["compare", "-f", "raw", "-F", "raw", "whole.raw", &server.uri]));
     coffer.assert_restores("web@-1", "before.raw");
+    let _export = coffer.start(&["serve", "nbd", "--listen", "unix:nbd.sock", "vda=web@latest"], "listening on");
+    let export = "nbd+unix:///vda?socket=nbd.sock";
+    run(coffer.outside("qemu-img").args(["compare", "-f", "raw", "-F", "raw", export, &server.uri]));
 }
