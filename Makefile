@@ -1,8 +1,8 @@
 # The project's own order. `make check test` is what CI runs; `make demo` shows the product; `make bench` measures it.
 #
-# Everything builds the whole workspace in the one release profile, so that RocksDB is compiled once. `make test` adds debug
-# assertions and overflow checks for our own crates (see [profile.release.package."*"] in Cargo.toml); `make check` builds
-# the arrow test the same way, and `make test` takes it over.
+# Everything builds the whole workspace in the one release profile, so that RocksDB is compiled once. `make test` adds
+# debug assertions and overflow checks for our own crates (see [profile.release.package."*"] in Cargo.toml); `make
+# check` builds the arrow test the same way, and `make test` takes it over.
 SHELL := /bin/bash
 CHECKED := CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS=true
 

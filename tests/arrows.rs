@@ -1,8 +1,9 @@
 //! The laws of the rooms, checked against what Cargo and the files say: who uses whom (the list under "Arrows" in
-//! `ARCHITECTURE.md`), who may name which outside crate, what rooms and files are called, how long and how headed they are.
+//! `ARCHITECTURE.md`), who may name which outside crate, what rooms and files are called, how long and how headed
+//! they are.
 //!
-//! Not here: laws that the compiler or clippy checks. What holds: every law is a pure function from what was read to the
-//! breaches it finds, and has a test that shows it a breach.
+//! Not here: laws that the compiler or clippy checks. What holds: every law is a pure function from what was read to
+//! the breaches it finds, and has a test that shows it a breach.
 
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -96,7 +97,8 @@ fn arrows(architecture: &str) -> Read<Vec<Arrow>> {
         .collect()
 }
 
-/// Arrows that point up or sideways, rooms without a line, lines without a room, and uses that differ from their line.
+/// Arrows that point up or sideways, rooms without a line, lines without a room, and uses that differ from their
+/// line.
 fn breaches_of_arrows(rooms: &Rooms, arrows: &[Arrow]) -> Vec<String> {
     let mut breaches = Vec::new();
     for (line, arrow) in arrows.iter().enumerate() {
@@ -152,8 +154,8 @@ fn files(rooms: &Rooms) -> Read<BTreeMap<PathBuf, String>> {
     Ok(files)
 }
 
-/// What is wrong with the name, the header or the length of a file. One called `tests.rs` is all tests, with the header of
-/// the file whose tests it holds.
+/// What is wrong with the name, the header or the length of a file. One called `tests.rs` is all tests, with the
+/// header of the file whose tests it holds.
 fn breaches_of_file(path: &Path, text: &str) -> Vec<String> {
     let mut breaches = Vec::new();
     for part in path.with_extension("").iter().filter(|part| EMPTY_NAMES.iter().any(|name| part == name)) {

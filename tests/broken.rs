@@ -97,13 +97,13 @@ impl Original {
         ends.chain((0..SAMPLE).map(|_| dice.index(len))).collect()
     }
 
-    fn truncations<'a>(&'a self, name: &'a str, dice: &mut Dice) -> impl Iterator<Item = Damage> + 'a {
+    fn truncations<'a>(&'a self, name: &'a str, dice: &mut Dice) -> impl Iterator<Item = Damage> + use<'a> {
         let whole = self.memory.get(name).unwrap();
         let places = Self::places(whole.len(), dice);
         places.into_iter().map(move |len| self.with(name, &whole[..len], format!("{name} cut to {len} bytes")))
     }
 
-    fn flips<'a>(&'a self, name: &'a str, dice: &mut Dice) -> impl Iterator<Item = Damage> + 'a {
+    fn flips<'a>(&'a self, name: &'a str, dice: &mut Dice) -> impl Iterator<Item = Damage> + use<'a> {
         let whole = self.memory.get(name).unwrap();
         let places: Vec<_> = Self::places(whole.len(), dice).into_iter().map(|at| (at, dice.below(8))).collect();
         places.into_iter().map(move |(at, bit)| {
@@ -193,7 +193,7 @@ fn names(e: &Error, object: &str) -> bool {
 /// Checks one object alone, as `verify` does: all of its bytes.
 fn verify(repo: &Arc<Repository>, name: &str) -> Result<(), Error> {
     if let Some((kind, uid)) = pack::parse_name(name) {
-        PackHeader::fetch(repo.backend(), repo.keys(), &load_certificates(repo)?, kind, uid)?;
+        PackHeader::fetch(repo.backend(), repo.keys(), &*load_certificates(repo)?, kind, uid)?;
         let (entries, _) = pack::read_contents(repo.backend(), repo.keys(), kind, uid)?;
         let pack = repo.open_pack(kind, uid)?;
         for entry in entries {

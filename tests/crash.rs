@@ -43,7 +43,7 @@ impl Contents {
         let mut second = first.clone();
         second[700_000..900_000].copy_from_slice(&noise(200_000));
         second.extend(noise(400_000));
-        let other = noise(700_000);
+        let other = noise(1_400_000);
         Contents { first: first.into(), second: second.into(), other: other.into() }
     }
 

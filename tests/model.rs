@@ -23,7 +23,7 @@ use coffer_tests::rig::{Job, WINDOW, at, init, learn, learn_packs, open, open_in
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-const STEPS: u64 = 2500;
+const STEPS: u64 = 1500;
 const SEED: u64 = 42;
 const WORKLOADS: [&str; 3] = ["web", "db", "mail"];
 /// Longest disk: four windows, so that the root is an inner node as well as a leaf.

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """bench.py IMAGES - measures Coffer on the images of dataset.sh and prints tables.
 
-Backup and restore beside restic and borg (encrypted and compressed, as each does it by default), and beside what the machine
-could do at best (ceiling.rs: cutting, zstd at level 1 and expanding on all cores, with nothing else to do). Then reads
-through FUSE and NBD beside the raw image itself, read directly or served by qemu-nbd.
+Backup and restore beside restic and borg (encrypted and compressed, as each does it by default), and beside what the
+machine could do at best (ceiling.rs: cutting, zstd at level 1 and expanding on all cores, with nothing else to do).
+Then reads through FUSE and NBD beside the raw image itself, read directly or served by qemu-nbd.
 
-Figures hold for this machine at this moment; what travels are the ratios, taken side by side in one run. Nothing is asserted
-about time; what was restored is compared.
+Figures hold for this machine at this moment; what travels are the ratios, taken side by side in one run. Nothing is
+asserted about time; what was restored is compared.
 
 Environment: BENCH_RUNS (default 1): whole runs, of which each figure is the best; BENCH_PEERS (default "restic borg");
 BENCH_TABLES (default "backup reads"); CARGO_TARGET_DIR; TMPDIR: a disk with room for the repositories and an image.
@@ -33,7 +33,8 @@ STEPS = {
     "other": ("A-gen0 as another machine's", "A-gen0", "C"),
     "next": ("A-gen1, a day later", "A-gen1", "A"),
     "similar": ("B-gen0, a similar machine", "B-gen0", "B"),
-    "restore": ("restore of A-gen1", "A-gen1", "A"),
+    "restore": ("restore of A-gen1 to a file", "A-gen1", "A"),
+    "stream": ("restore of A-gen1 to nowhere", "A-gen1", "A"),
 }
 
 
@@ -49,13 +50,14 @@ class Cost:
         return Cost(min(self.wall, other.wall), min(self.cpu, other.cpu), min(self.rss, other.rss))
 
 
-def run(command, scratch, **options):
-    """Runs a command to its end and returns its cost; its output is shown only if it fails."""
+def run(command, scratch, stdout=subprocess.PIPE, **options):
+    """Runs a command to its end and returns its cost; what it says is shown only if it fails."""
     times = os.path.join(scratch, "times")
     timed = ["/usr/bin/time", "-o", times, "-f", "%e %U %S %M", *command]
-    done = subprocess.run(timed, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, **options)
+    streams = {"stdin": subprocess.DEVNULL, "stdout": stdout, "stderr": subprocess.PIPE}
+    done = subprocess.run(timed, **streams, text=True, check=False, **options)
     if done.returncode != 0:
-        sys.exit(f"bench: failed with {done.returncode}: {' '.join(command)}\n{done.stdout}{done.stderr}")
+        sys.exit(f"bench: failed with {done.returncode}: {' '.join(command)}\n{done.stdout or ''}{done.stderr}")
     with open(times, encoding="ascii") as file:
         wall, user, system, rss = file.read().split()
     return Cost(float(wall), float(user) + float(system), int(rss) << 10)
@@ -92,6 +94,12 @@ def table(title, head, rows):
         print("  ".join(cells).rstrip(), flush=True)
 
 
+def take_out(folder, out):
+    """Moves the one file of a folder out of it, and the folder away."""
+    os.rename(os.path.join(folder, os.listdir(folder)[0]), out)
+    os.rmdir(folder)
+
+
 class Coffer:
     """The product."""
 
@@ -106,8 +114,8 @@ class Coffer:
         self.command = [os.path.join(PROGRAMS, "coffer"), "-r", self.repository, "--password-file", password]
         self.environment = os.environ | {"XDG_CACHE_HOME": os.path.join(scratch, "coffer-cache")}
 
-    def run(self, *arguments):
-        return run([*self.command, *arguments], self.scratch, env=self.environment)
+    def run(self, *arguments, **options):
+        return run([*self.command, *arguments], self.scratch, env=self.environment, **options)
 
     def init(self):
         self.run("init")
@@ -119,10 +127,14 @@ class Coffer:
         """Restores the latest point of machine A."""
         return self.run("restore", "A@latest", "--to", out)
 
+    def stream(self):
+        """The same to standard output."""
+        return self.run("restore", "A@latest", "--to", "-", stdout=subprocess.DEVNULL)
+
 
 class Restic:
-    """Reads the image again although its time has not changed: a virtual machine's disk always has. Debian's version cannot
-    restore sparse files: it writes the zeroes."""
+    """Reads the image again although its time has not changed: a virtual machine's disk always has. Debian's version
+    cannot restore sparse files: it writes the zeroes."""
 
     name = "restic"
 
@@ -145,9 +157,11 @@ class Restic:
 
     def restore(self, out):
         cost = self.run("restore", "latest", "--host", "A", "--target", out + ".d")
-        os.rename(os.path.join(out + ".d", os.listdir(out + ".d")[0]), out)
-        os.rmdir(out + ".d")
+        take_out(out + ".d", out)
         return cost
+
+    def stream(self):
+        return self.run("dump", "--host", "A", "latest", "A-gen1.raw", stdout=subprocess.DEVNULL)
 
 
 class Borg:
@@ -175,13 +189,17 @@ class Borg:
         options = ["--sparse", "--files-cache", "disabled", "--compression", "zstd"]
         return self.run("create", *options, archive, name, cwd=folder)
 
+    def latest(self):
+        return f"{self.repository}::{[name for name in self.archives if name.startswith('A-')][-1]}"
+
     def restore(self, out):
-        archive = [name for name in self.archives if name.startswith("A-")][-1]
         os.mkdir(out + ".d")
-        cost = self.run("extract", "--sparse", f"{self.repository}::{archive}", cwd=out + ".d")
-        os.rename(os.path.join(out + ".d", os.listdir(out + ".d")[0]), out)
-        os.rmdir(out + ".d")
+        cost = self.run("extract", "--sparse", self.latest(), cwd=out + ".d")
+        take_out(out + ".d", out)
         return cost
+
+    def stream(self):
+        return self.run("extract", "--stdout", self.latest(), stdout=subprocess.DEVNULL)
 
 
 TOOLS = {tool.name: tool for tool in (Coffer, Restic, Borg)}
@@ -201,22 +219,29 @@ def back_up(tool, images, scratch):
             if not filecmp.cmp(out, image, shallow=False):
                 sys.exit(f"bench: what {tool.name} restored is not what it backed up")
             os.unlink(out)
+        elif step == "stream":
+            evict(tool.repository)
+            costs[step] = tool.stream()
         else:
             costs[step] = tool.backup(image, machine)
             sizes[step] = size(tool.repository)
     return costs, sizes
 
 
-def ceiling(image):
-    """What ceiling.rs prints: step to (bytes, seconds, CPU seconds)."""
+def ceiling(image, scratch):
+    """What ceiling.rs prints, and what cp needs to make a durable copy: step to (bytes, seconds, CPU seconds)."""
     command = [os.path.join(PROGRAMS, "coffer-ceiling"), image]
     lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
     split = [line.split("\t") for line in lines]
-    return {step: (int(count), float(wall), float(cpu)) for step, count, wall, cpu in split}
+    steps = {step: (int(count), float(wall), float(cpu)) for step, count, wall, cpu in split}
+    out = os.path.join(scratch, "copy.raw")
+    cost = run(["sh", "-c", 'cp --sparse=always "$0" "$1" && sync "$1"', image, out], scratch)
+    os.unlink(out)
+    return steps | {"write": (steps["cut"][0], cost.wall, cost.cpu)}
 
 
 def backup_tables(images, tools, runs):
-    """Backup and restore beside the peers and beside the ceiling. Returns nothing, prints three tables."""
+    """Backup and restore beside the peers and beside the ceiling. Prints three tables."""
     costs, sizes, ceilings = {}, {}, {name: {} for name in IMAGES}
     for _ in range(runs):
         for name in tools:
@@ -224,9 +249,10 @@ def backup_tables(images, tools, runs):
                 measured, sizes[name] = back_up(TOOLS[name](scratch), images, scratch)
                 for step, cost in measured.items():
                     costs[name, step] = cost.best(costs.get((name, step), cost))
-        for name, best in ceilings.items():
-            for step, (count, *seconds) in ceiling(os.path.join(images, f"{name}.raw")).items():
-                best[step] = (count, *map(min, seconds, best.get(step, (count, *seconds))[1:]))
+        with tempfile.TemporaryDirectory(prefix="coffer-bench.") as scratch:
+            for name, best in ceilings.items():
+                for step, (count, *seconds) in ceiling(os.path.join(images, f"{name}.raw"), scratch).items():
+                    best[step] = (count, *map(min, seconds, best.get(step, (count, *seconds))[1:]))
     rows = []
     for step, (title, image, _) in STEPS.items():
         for name in tools:
@@ -251,11 +277,13 @@ def backup_tables(images, tools, runs):
         ("new data, against zstd -1 of its distinct chunks", "new", "A-gen0", "compress"),
         ("stored data, against reading, cutting and naming it", "other", "A-gen0", "cut"),
         ("unchanged data, against the same", "again", "A-gen0", "cut"),
-        ("restore, against zstd expanding the distinct chunks", "restore", "A-gen1", "expand"),
+        ("restore to nowhere, against zstd expanding the distinct chunks", "stream", "A-gen1", "expand"),
+        ("restore to a file, against cp and sync", "restore", "A-gen1", "write"),
     ):
         cost, (_, wall, cpu) = costs["coffer", step], ceilings[image][best]
-        rate = f"{ceilings[image]['cut'][0] / cost.cpu / 1e9:.2f}"
-        rows.append([title, f"{cost.wall:.2f}", f"{wall:.2f}", f"{wall / cost.wall:.2f}", f"{cpu / cost.cpu:.2f}", rate])
+        rate = ceilings[image]["cut"][0] / cost.cpu / 1e9
+        figures = (cost.wall, wall, wall / cost.wall, cpu / cost.cpu, rate)
+        rows.append([title, *(f"{figure:.2f}" for figure in figures)])
     head = ["Coffer", "s", "ceiling s", "share of ceiling", "by CPU", "GB of data per CPU s"]
     table("Against what all cores could do at best", head, rows)
 
@@ -390,7 +418,8 @@ def read_tables(images):
     order = list(dict.fromkeys(row[0] for row in rows))
     rows.sort(key=lambda row: order.index(row[0]))
     head = ["Reads", "through", "speed", "against the raw image", "server's CPU us a read", "RSS MiB"]
-    table(f"The {length // MIB} MiB of A-gen1 with the most data ({share:.0%}); cold: no cache has any of it", head, rows)
+    title = f"The {length // MIB} MiB of A-gen1 with the most data ({share:.0%}); cold: no cache has any of it"
+    table(title, head, rows)
 
 
 def main():

@@ -40,7 +40,7 @@ impl DiskContent {
         if held.is_empty() && lost.is_empty() {
             return false;
         }
-        window.bytes.resize(index(range.end - range.start), 0);
+        window.make_room(index(range.end - range.start)).fill(0);
         for (at, bytes) in held {
             let part = overlap(*at, bytes.len());
             let into = index(part.start - range.start)..index(part.end - range.start);
