@@ -1,8 +1,9 @@
 //! The laws of the rooms, checked against what Cargo and the files say: who uses whom (the list under "Arrows" in
-//! `ARCHITECTURE.md`), who may name which outside crate, what rooms and files are called, how long and how headed they are.
+//! `ARCHITECTURE.md`), who may name which outside crate, what rooms and files are called, how long and how headed
+//! they are.
 //!
-//! Not here: laws that the compiler or clippy checks. What holds: every law is a pure function from what was read to the
-//! breaches it finds, and has a test that shows it a breach.
+//! Not here: laws that the compiler or clippy checks. What holds: every law is a pure function from what was read to
+//! the breaches it finds, and has a test that shows it a breach.
 
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -96,7 +97,8 @@ fn arrows(architecture: &str) -> Read<Vec<Arrow>> {
         .collect()
 }
 
-/// Arrows that point up or sideways, rooms without a line, lines without a room, and uses that differ from their line.
+/// Arrows that point up or sideways, rooms without a line, lines without a room, and uses that differ from their
+/// line.
 fn breaches_of_arrows(rooms: &Rooms, arrows: &[Arrow]) -> Vec<String> {
     let mut breaches = Vec::new();
     for (line, arrow) in arrows.iter().enumerate() {
@@ -152,8 +154,8 @@ fn files(rooms: &Rooms) -> Read<BTreeMap<PathBuf, String>> {
     Ok(files)
 }
 
-/// What is wrong with the name, the header or the length of a file. One called `tests.rs` is all tests, with the header of
-/// the file whose tests it holds.
+/// What is wrong with the name, the header or the length of a file. One called `tests.rs` is all tests, with the
+/// header of the file whose tests it holds.
 fn breaches_of_file(path: &Path, text: &str) -> Vec<String> {
     let mut breaches = Vec::new();
     for part in path.with_extension("").iter().filter(|part| EMPTY_NAMES.iter().any(|name| part == name)) {
@@ -195,7 +197,7 @@ fn files_have_a_name_a_header_and_an_end() {
 }
 
 /// Rooms `low` and `high`, of which the latter uses the former and `serde`.
-fn two_rooms() -> Rooms {
+fn two_rooms() -> Read<Rooms> {
     let metadata = serde_json::json!({ "packages": [
         { "manifest_path": "/x/low/Cargo.toml", "dependencies": [] },
         { "manifest_path": "/x/high/Cargo.toml", "dependencies": [
@@ -204,12 +206,12 @@ fn two_rooms() -> Rooms {
             { "name": "serde", "kind": "build" },
         ] },
     ] });
-    rooms_of(&metadata).unwrap()
+    rooms_of(&metadata)
 }
 
 #[test]
 fn a_wrong_list_of_arrows_is_noticed() {
-    let breaches = |list: &str| breaches_of_arrows(&two_rooms(), &arrows(list).unwrap());
+    let breaches = |list: &str| breaches_of_arrows(&two_rooms().unwrap(), &arrows(list).unwrap());
     let none: [String; 0] = [];
     assert_eq!(breaches("# A\n\n## Arrows\n\n- low: (none)\n- high: low\n\n## Else\n- no: arrow\n"), none);
     assert_eq!(breaches("\n## Arrows\n- low: (none)\n- high: all\n"), none);
@@ -229,7 +231,7 @@ fn a_wrong_list_of_arrows_is_noticed() {
 
 #[test]
 fn an_outside_crate_in_the_wrong_room_is_noticed() {
-    let mut rooms = two_rooms();
+    let mut rooms = two_rooms().unwrap();
     assert!(breaches_of_reserve(&rooms).is_empty());
     rooms.entry("high".to_owned()).or_default().outside.push("rocksdb".to_owned());
     assert_eq!(breaches_of_reserve(&rooms).len(), 1);

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # `make demo`: one machine's disk, backed up twice, then given back through every door there is: FUSE, restore, NBD.
 #
-# Every step is timed and checked against the disk itself; the first that fails ends the demo with its output and status 1.
+# Every step is timed and checked against the disk itself; the first that fails ends the demo, with its output and
+# status 1.
 # Works without root, but FUSE must be there. Everything lies in a temporary folder that is removed at the end.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -19,7 +20,7 @@ cleanup() {
     if mountpoint -q "$work/mnt"; then fusermount3 -u "$work/mnt" || fusermount3 -uz "$work/mnt"; fi
     [ -z "$mount_pid" ] || kill "$mount_pid" 2>/dev/null
     wait
-    [ $status = 0 ] || { tail -n 20 "$work"/*.log; printf '\nDEMO FAILED at: %s\n' "$title"; } >&2
+    [ $status = 0 ] || { tail -n 20 "$work"/*.log 2>/dev/null; printf '\nDEMO FAILED at: %s\n' "$title"; } >&2
     rm -rf --one-file-system "$work"
     exit $status
 }
@@ -29,8 +30,8 @@ trap 'exit 130' INT TERM
 # step TITLE - ends the step before and begins the next
 step() {
     local now
-    now=$(date +%s%N)
-    [ -z "${began:-}" ] || printf '   \e[2m%d.%02d s\e[0m\n' $(((now - began) / 1000000000)) $(((now - began) / 10000000 % 100))
+    now=$(($(date +%s%N) / 10000000))
+    [ -z "${began:-}" ] || printf '   \e[2m%d.%02d s\e[0m\n' $(((now - began) / 100)) $(((now - began) % 100))
     began=$now title=$1
     printf '\n\e[1m== %s\e[0m\n' "$1"
 }
@@ -65,10 +66,12 @@ printf 'correct horse battery staple\n' >"$work/passphrase"
 step 'A disk: 2 GiB, GPT, ext4, filled with programs and documents of this machine'
 disk=$work/vm.raw
 mkdir -p "$work/tree/srv"
-(cd /usr && find bin lib share -xdev -type f -size -4096k -printf '%s %p\n' 2>/dev/null | sort -k2 |
-    awk '{ if ((sum += $1) > 1000000000) exit; sub("^[^ ]* ", ""); print }' | tar -cf - --no-recursion -T -) | tar -xf - -C "$work/tree"
+(cd /usr && find bin share -xdev -type f -size -4096k -printf '%s %p\n' | sort -k2 |
+    awk '(sum += $1) < 400000000 { sub("^[^ ]* ", ""); print }' | tar -cf - --no-recursion -T -) |
+    tar -xf - -C "$work/tree"
 seq 1 2000000 >"$work/tree/srv/ledger.txt"
-largest=$(find "$work/tree/bin" -type f -printf '%s %p\n' | sort -rn | head -1 | cut -d' ' -f2-)
+largest=$work/tree/bin/$(find "$work/tree/bin" -type f -printf '%s %f\n' |
+    awk '$1 > most { most = $1; name = $2 } END { print name }')
 truncate -s 2G "$disk"
 sgdisk -q -n1:2048:0 -t1:8300 "$disk" >/dev/null
 mke2fs -q -t ext4 -d "$work/tree" -E offset=1048576 "$disk" 2046M

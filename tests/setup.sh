@@ -2,9 +2,9 @@
 # Installs the outside programs that building and proving Coffer needs, and says which and why.
 # With --bench also those that only the benchmarks need: the peers and what makes the dataset.
 #
-# Quick and offline where nothing is missing. What is missing and cannot be installed is an error: no test is skipped for it.
-# Writes nothing but Debian packages, rustup's components and target/venv; on machines that carry QEMU from
-# bookworm-backports without that source it adds the source, pinned so that nothing else comes from it.
+# Quick and offline where nothing is missing. What is missing and cannot be installed is an error: no test is skipped
+# for it. Writes nothing but Debian packages, rustup's components, target/venv and target/guest; on machines that carry
+# QEMU from bookworm-backports without that source it adds the source, pinned so that nothing else comes from it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -31,7 +31,8 @@ wanted() { printf '%s\n' "$@" | sed 's/^.*: //' | tr ' ' '\n'; }
 missing() {
     comm -23 <(wanted "$@" | sort) <(
         # shellcheck disable=SC2046 # names of packages hold no spaces
-        dpkg-query -W -f '${db:Status-Status} ${Package}\n' $(wanted "$@") 2>/dev/null | sed -n 's/^installed //p' | sort
+        dpkg-query -W -f '${db:Status-Status} ${Package}\n' $(wanted "$@") 2>/dev/null |
+            sed -n 's/^installed //p' | sort
     )
 }
 
@@ -54,10 +55,12 @@ as_root() {
     fi
 }
 
-install() { as_root apt-get install -y -qq --no-install-recommends -o Dpkg::Use-Pty=0 "$@" </dev/null >&2; }
+# Never at the cost of a package that is there: to get a plain qemu-system-x86 beside a qemu-utils from backports, apt
+# would remove the latter.
+install() { as_root apt-get install -y -qq --no-remove --no-install-recommends -o Dpkg::Use-Pty=0 "$@" </dev/null >&2; }
 
-# Some machines carry qemu-utils from bookworm-backports without that source; a plain qemu-system-x86 then conflicts with it.
-# The pin keeps all but QEMU and its libraries out: `-t bookworm-backports` would upgrade systemd.
+# Some machines carry qemu-utils from bookworm-backports without that source; a plain qemu-system-x86 then conflicts
+# with it. The pin keeps all but QEMU and its libraries out: `-t bookworm-backports` would upgrade systemd.
 add_backports() {
     local mirror
     # shellcheck disable=SC2016 # apt fills the names in
@@ -86,7 +89,8 @@ setup_packages() {
     command -v apt-get >/dev/null || fail "no apt-get here; install by hand: ${absent[*]}"
     for package in "${absent[@]}"; do say "installing $package: to $(why "$package" "$@")"; done
     as_root apt-get update -qq >&2
-    install "${absent[@]}" || { add_backports && install "${absent[@]}"; } || fail "apt-get could not install ${absent[*]}"
+    install "${absent[@]}" || { add_backports && install "${absent[@]}"; } ||
+        fail "apt-get could not install ${absent[*]}"
 }
 
 setup_toolchain() {
@@ -107,6 +111,15 @@ setup_python() {
     cp "$list" "$venv/installed.txt"
 }
 
+# The journeys boot a guest; its kernel is unpacked, not installed. A mirror may have dropped what an old list names.
+setup_guest() {
+    local fetch=(bash tests/journey/guest.sh kernel target/guest)
+    "${fetch[@]}" && return 0
+    say "fetching the list of packages anew, for the guest's kernel"
+    as_root apt-get update -qq >&2
+    "${fetch[@]}" || fail "the guest's kernel could not be had"
+}
+
 case "$*" in
 '') setup_packages "$base" ;;
 --bench) setup_packages "$base" "$bench" ;;
@@ -114,3 +127,4 @@ case "$*" in
 esac
 setup_toolchain
 setup_python
+setup_guest

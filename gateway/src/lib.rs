@@ -1,4 +1,11 @@
 //! Coffer's gateway: block devices and the doors that serve them.
+//!
+//! ```text
+//!   nbd::Server  ->  Exports  ->  dyn BlockDevice        what is offered, by name
+//!   nbd::NbdClient                is one                 what others offer
+//! ```
+//! Not here: how a snapshot is stored (the repository), file systems, iSCSI. What holds: devices are synchronous and may be
+//! called from any thread; errors keep the repository's kinds up to the edge of each door.
 
 pub mod device;
 mod export;

@@ -32,7 +32,7 @@ pub struct MountOptions {
 
 impl Default for MountOptions {
     fn default() -> Self {
-        MountOptions { allow_other: false, threads: 32, refresh: Duration::from_secs(2) }
+        MountOptions { allow_other: false, threads: 16, refresh: Duration::from_secs(2) }
     }
 }
 

@@ -119,6 +119,18 @@ impl Backup {
         self.writer.progress()
     }
 
+    /// Bytes of all disks together; `None` when one is a stream, which knows its length only at its end.
+    pub fn size(&self) -> Result<Option<u64>> {
+        let mut size = 0u64;
+        for disk in self.sources.iter().flat_map(|source| source.disks()) {
+            match &disk.access {
+                Access::Random(random) => size = size.saturating_add(random.size()?),
+                Access::Sequential(_) => return Ok(None),
+            }
+        }
+        Ok(Some(size))
+    }
+
     /// Reads everything and commits it.
     pub fn run(self, cancel: &Cancel) -> Result<BackupReport> {
         let Backup { mut writer, sources, feed, tags, mut report } = self;
@@ -134,6 +146,8 @@ impl Backup {
                 }
             }
         }
+        // An interrupt also ends the program that fills a pipe: the end of a stream then is none.
+        cancel.check()?;
         let snapshot = writer.commit(tags)?;
         Ok(BackupReport { snapshot, unreadable: report.unreadable, warnings: report.warnings })
     }

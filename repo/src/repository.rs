@@ -219,6 +219,12 @@ impl Repository {
         Ok(self.certificates())
     }
 
+    /// All certificates there are now: for whoever goes through what many writers wrote.
+    pub fn all_certificates(&self) -> Result<Arc<Certificates>> {
+        self.load_certificates()?;
+        Ok(self.certificates())
+    }
+
     /// Reads all certificates; whether there was a new one. A damaged one is left out, so that it takes down what its own
     /// writer signed and nothing else; [`crate::verify`] names it.
     fn load_certificates(&self) -> Result<bool> {

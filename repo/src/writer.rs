@@ -106,7 +106,7 @@ pub struct Writer {
     workload: String,
     parent: Option<Snapshot>,
     trust: Trust,
-    nodes: Nodes,
+    nodes: Arc<Nodes>,
     packer: Packer,
     progress: Arc<Progress>,
     disks: Vec<Disk>,
@@ -135,9 +135,10 @@ impl Writer {
         };
         let progress: Arc<Progress> = Arc::default();
         let session = Session::begin(repo, &identity, workload, options.dry_run)?;
+        let nodes = Arc::new(Nodes::new(Arc::clone(repo), NODE_CACHE)?);
         Ok(Writer {
-            packer: Packer::start(repo, index, trust.clone(), options, &progress)?,
-            nodes: Nodes::new(Arc::clone(repo), NODE_CACHE)?,
+            packer: Packer::start(repo, index, trust.clone(), options, &progress, &nodes)?,
+            nodes,
             repo: Arc::clone(repo),
             index: Arc::clone(index),
             options,
@@ -281,7 +282,10 @@ impl Assembly {
     ) -> Result<Option<(crate::tree::Placed, Vec<u8>)>> {
         match outcome {
             Outcome::Zero => Ok(None),
-            Outcome::Parent { leaf, raw } => Ok(Some((leaf, raw))),
+            Outcome::Parent { leaf, raw, unreadable } => {
+                self.unreadable += unreadable;
+                Ok(Some((leaf, raw)))
+            }
             Outcome::Draft(drafts) => {
                 let mut places = self.places.remove(&window).unwrap_or_default();
                 let mut entries = Vec::with_capacity(drafts.len());

@@ -1,14 +1,14 @@
-//! `coffer-ceiling IMAGE`: how fast this machine cuts, compresses and expands the chunks of a disk image when nothing else is
-//! done, for the benchmarks to compare backup and restore with.
+//! `coffer-ceiling IMAGE`: how fast this machine cuts, compresses and expands the chunks of a disk image when nothing
+//! else is done, for the benchmarks to compare backup and restore with.
 //!
 //! Prints lines `step<TAB>bytes<TAB>seconds<TAB>CPU seconds`, with all cores at work:
 //! - `cut`: all bytes but zeroes and holes, read, cut into chunks and named by their ids;
 //! - `compress`: the distinct chunks among them, by zstd at level 1 and nothing else;
 //! - `expand`: the same chunks back again; its bytes are those it begins with.
 //!
-//! Not here: any part of a repository but the chunker and the ids. What holds: seconds are what the threads spent within the
-//! step, divided by their number; only `cut` reads within them; memory is a window or a batch of chunks for every thread, and
-//! the list of chunks.
+//! Not here: any part of a repository but the chunker and the ids. What holds: seconds are what the threads spent
+//! within the step, divided by their number; only `cut` reads within them; memory is a window or a batch of chunks
+//! for every thread, and the list of chunks.
 #![allow(clippy::print_stdout, reason = "printing is what this program is for")]
 
 use anyhow::{Context, Result};

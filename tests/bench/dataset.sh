@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
-# Makes the raw disk images that the benchmarks read, into the folder named by the argument, unless they lie there already:
+# Makes the raw disk images that the benchmarks read, in the folder that is named, unless they lie there already:
 #
 #   A-gen0.raw  GPT + ext4: a Debian machine as first backed up, with photos, logs, a database and an archive
 #   A-gen1.raw  the same disk a day later: security upgrade, packages purged, logs appended, 5 % of the database's pages
 #               rewritten, photos deleted and added
 #   B-gen0.raw  GPT + xfs: another machine with largely the same packages and its own data
 #
-# The payload is the same on every machine; the packages are those of the mirror on the day, so that figures are comparable
-# only when taken on one build of the images. Needs root, loop devices, and the packages of `tests/setup.sh --bench`.
+# The payload is the same on every machine; the packages are those of the mirror on the day, so that figures are
+# comparable only when taken on one build of the images. Needs root, loop devices, and the packages of `tests/setup.sh
+# --bench`.
 #
-# Environment: BENCH_SIZE=small (default, about 0.9 GB of data a disk) or full (about 3.5 GB); TMPDIR for scratch files.
+# Environment: BENCH_SIZE=small (default, about 0.9 GB of data a disk) or full (about 3.5 GB); TMPDIR for scratch
+# files.
 set -euo pipefail
 out=${1:?usage: tests/bench/dataset.sh FOLDER}
 case ${BENCH_SIZE:=small} in
@@ -64,7 +66,10 @@ partition() { # IMAGE
     sgdisk -q -n1:2048:0 -t1:8300 "$1" >/dev/null
 }
 
-attach() { loop=$(losetup -f --show -o $((2048 * 512)) --sizelimit $((($(stat -c %s "$1") / 512 - 2048 - 2048) * 512)) "$1"); }
+attach() { # IMAGE: its partition, as a loop device
+    local sectors=$(($(stat -c %s "$1") / 512))
+    loop=$(losetup -f --show -o $((2048 * 512)) --sizelimit $(((sectors - 4096) * 512)) "$1")
+}
 
 detach() {
     sync -f "$mnt"

@@ -30,7 +30,7 @@ def photo(path, label):
     key = hashlib.sha256(label.encode()).hexdigest()[:32]
     size = 1 << 20 | int(key[:6], 16) % (3 << 20)
     cipher = ["openssl", "enc", "-aes-128-ctr", "-nosalt", "-iv", "0" * 32, "-K", key]
-    body = subprocess.run(cipher, input=bytes(size), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True).stdout
+    body = subprocess.run(cipher, input=bytes(size), capture_output=True, check=True).stdout
     with open(path, "wb") as file:
         file.write(b"\xff\xd8\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0" + body)
 

@@ -1,3 +1,13 @@
-//! The harness that the tests of all rooms share: suites that run over any implementation of a seam.
+//! Coffer's harness: what the tests of this folder share. See `ARCHITECTURE.md`.
 
+pub mod coffer;
 pub mod contract;
+pub mod counting;
+pub mod dice;
+pub mod disk;
+pub mod golden;
+pub mod image;
+pub mod kernel;
+pub mod nbd;
+pub mod program;
+pub mod rig;

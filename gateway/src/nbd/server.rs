@@ -13,8 +13,9 @@
 //! request answered from memory costs one receive and one send and no hand-over; only what has to wait crosses to the pool.
 //!
 //! Not here: TLS, who may connect (the socket's permissions and the network decide). What holds: a client can neither crash the
-//! server nor make it use more memory than `max_connections` x about (`bytes_in_flight` + 5 MiB), nor delay others by
-//! more than a request per storage thread; an error of a device concerns the request it belongs to.
+//! server nor make it use more memory than `max_connections` x about (`bytes_in_flight` + 6 MiB), nor delay others by
+//! more than a request per storage thread and a batch per socket thread; an error of a device concerns the request it
+//! belongs to.
 
 mod buffer;
 mod listener;
@@ -59,7 +60,7 @@ pub struct ServerOptions {
     /// Threads that wait for devices.
     pub storage_threads: usize,
     /// Clients at once; more are turned away.
-    pub max_connections: usize,
+    pub max_connections: u32,
     /// Requests of one connection that may wait for storage.
     pub requests_in_flight: usize,
     /// Bytes that one connection may hold: payloads, and replies that are not sent. A single larger request is let through.
@@ -153,7 +154,7 @@ impl Server {
             .map(|_| Builder::new_current_thread().enable_all().build())
             .collect::<io::Result<Vec<Runtime>>>()
             .map_err(|e| Error::io("starting an event loop", e))?;
-        let seats = Arc::new(Semaphore::new(services.options.max_connections.max(1)));
+        let seats = Arc::new(Semaphore::new(services.options.max_connections.max(1) as usize));
         let acceptor = Acceptor {
             services: Arc::clone(&services),
             loops: runtimes.iter().map(|r| r.handle().clone()).collect(),
@@ -211,7 +212,7 @@ impl Server {
         seats: Arc<Semaphore>,
         mut stopped: watch::Receiver<bool>,
     ) -> impl Future<Output = ()> + use<> {
-        let all = u32::try_from(self.services.options.max_connections.max(1)).unwrap_or(u32::MAX);
+        let all = self.services.options.max_connections.max(1);
         async move {
             // An error of either means that the server is gone, which is what is waited for.
             let _ = stopped.wait_for(|is_stopped| *is_stopped).await;

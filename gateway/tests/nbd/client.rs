@@ -1,8 +1,8 @@
 //! Our NBD client against the servers of others: qemu-nbd and nbdkit.
 
+use crate::programs::Server;
 use coffer_gateway::nbd::{ClientOptions, NbdClient};
 use coffer_gateway::{BlockDevice, Content, Durability, Extent, Kind, Zeroing};
-use crate::programs::Server;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;

@@ -158,7 +158,11 @@ fn mutated_and_random_streams_harm_nobody() {
         let _ = stream.write_all(&options).and_then(|()| stream.write_all(&requests));
         let _ = stream.shutdown(Shutdown::Write);
         let _ = stream.read_to_end(&mut Vec::new()).map_err(|e| {
-            assert_ne!(e.kind(), std::io::ErrorKind::WouldBlock, "round {round}: the server neither answers nor hangs up");
+            assert_ne!(
+                e.kind(),
+                std::io::ErrorKind::WouldBlock,
+                "round {round}: the server neither answers nor hangs up"
+            );
         });
         if round % 50 == 0 {
             honest.read_at(0, &mut [0; 4096]).unwrap();
@@ -335,7 +339,8 @@ fn a_server_that_lies_gives_an_error_and_no_data() {
         let error = client.read_at(0, &mut [0; 1024]).unwrap_err();
         assert!(matches!(error.kind(), Kind::Invalid | Kind::Unavailable), "{lie}: {error:?}");
     }
-    let fine = [chunk(0, 2, 1, &[&0u64.to_be_bytes()[..], &512u32.to_be_bytes()].concat()), chunk(1, 1, 1, &data(512, 512))];
+    let fine =
+        [chunk(0, 2, 1, &[&0u64.to_be_bytes()[..], &512u32.to_be_bytes()].concat()), chunk(1, 1, 1, &data(512, 512))];
     let (_dir, uri) = liar([honest_script(), fine.concat()].concat());
     let mut out = [9; 1024];
     NbdClient::connect(&uri, &ClientOptions::default()).unwrap().read_at(0, &mut out).unwrap();

@@ -6,9 +6,16 @@
 use super::{Access, Content, DiskSource, RandomDisk, ReadFault, SourceDisk, SourceExtent};
 use crate::{Error, Result};
 use coffer_gateway::device::{self, BlockDevice};
-use coffer_gateway::nbd::{ClientOptions, NbdClient, NbdUri};
+use coffer_gateway::nbd::{ClientOptions, NbdClient, NbdUri, Place};
 use std::ops::Range;
 use std::sync::Arc;
+
+/// How much is asked of a local server at once: what it has read is still in the processor's cache when it is sent. Twice as
+/// fast from qemu-nbd as whole windows.
+const LOCAL_REQUEST: usize = 256 << 10;
+
+/// How much is asked of a server over a network at once: every request waits for the wire.
+const REMOTE_REQUEST: usize = 4 << 20;
 
 /// A session with one export.
 struct NbdSource {
@@ -58,7 +65,16 @@ impl RandomDisk for NbdDisk {
         let lost = |error: Error| {
             if self.client.is_connected() { ReadFault::Bytes(error) } else { ReadFault::Source(error) }
         };
-        self.client.read_at(offset, out).map_err(lost)
+        let request = match self.client.uri().place {
+            Place::Unix(_) => LOCAL_REQUEST,
+            Place::Tcp(..) => REMOTE_REQUEST,
+        };
+        let mut at = offset;
+        for part in out.chunks_mut(request) {
+            self.client.read_at(at, part).map_err(lost)?;
+            at += part.len() as u64;
+        }
+        Ok(())
     }
 
     fn extents(&self, range: Range<u64>, max: usize) -> Result<Vec<SourceExtent>> {

@@ -37,8 +37,8 @@ pub(super) enum Message {
 pub(super) enum Outcome {
     /// It reads as zeroes.
     Zero,
-    /// It is the parent's, node and all.
-    Parent { leaf: Placed, raw: Vec<u8> },
+    /// It is the parent's, node and all; so many of its bytes are unreadable there.
+    Parent { leaf: Placed, raw: Vec<u8>, unreadable: u64 },
     /// A leaf, still without the places of its new chunks.
     Draft(Vec<Draft>),
 }
@@ -98,11 +98,12 @@ impl Cutter<'_> {
     /// Takes a window over from the parent, whose subtree need not even be read.
     fn unchanged(&self, window: u64) -> Result<Outcome> {
         let Some(found) = self.nodes.leaf(self.parent, window)? else { return Ok(Outcome::Zero) };
-        let bytes = found.leaf()?.entries.iter().map(|e| u64::from(e.len_bytes())).sum();
+        let leaf = found.leaf()?;
+        let bytes = leaf.entries.iter().map(|e| u64::from(e.len_bytes())).sum();
         self.progress.reused.fetch_add(bytes, Relaxed);
         match found.stored {
-            Some(leaf) => Ok(Outcome::Parent { leaf, raw: first_raw(window, &found.node)? }),
-            None => Ok(Outcome::Draft(drafts_of_parent(found.leaf()?))),
+            Some(placed) => parents(window, placed, &found.node, leaf),
+            None => Ok(Outcome::Draft(drafts_of_parent(leaf))),
         }
     }
 
@@ -144,7 +145,7 @@ impl Cutter<'_> {
             && let Some(stored) = found.stored
             && same_content(&drafts, leaf)
         {
-            return Ok(Outcome::Parent { leaf: stored, raw: first_raw(window, &found.node)? });
+            return parents(window, stored, &found.node, leaf);
         }
         Ok(Outcome::Draft(drafts))
     }
@@ -192,9 +193,12 @@ fn hint_at(leaf: &Leaf, start: usize, id: &ChunkId) -> Option<Hint> {
     }
 }
 
-/// Window 0's leaf may turn out to be the root, which lies in the claim: its bytes go along.
-fn first_raw(window: u64, node: &Node) -> Result<Vec<u8>> {
-    if window == 0 { node.encode() } else { Ok(Vec::new()) }
+/// The parent's leaf as it is. Window 0's may turn out to be the root, which lies in the claim: its bytes go along.
+fn parents(window: u64, placed: Placed, node: &Node, leaf: &Leaf) -> Result<Outcome> {
+    let lost = leaf.entries.iter().filter(|e| e.content == LeafContent::Unreadable);
+    let unreadable = lost.map(|e| u64::from(e.len_bytes())).sum();
+    let raw = if window == 0 { node.encode()? } else { Vec::new() };
+    Ok(Outcome::Parent { leaf: placed, raw, unreadable })
 }
 
 fn drafts_of_parent(leaf: &Leaf) -> Vec<Draft> {

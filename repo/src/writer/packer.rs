@@ -11,12 +11,13 @@
 use super::{Progress, WriterOptions};
 use crate::backend::Put;
 use crate::crypto::Codec;
-use crate::disk_map::identity;
+use crate::disk_map::{Child, Node, identity};
 use crate::error::{Error, Kind, Result};
-use crate::id::{ChunkId, PackUid};
+use crate::id::{ChunkId, NodeId, PackUid};
 use crate::index::{Index, Trust};
-use crate::index_delta::{IndexDelta, PackEntries};
+use crate::index_delta::{self, IndexDelta, PackEntries};
 use crate::location::{IndexKey, Location, PackKind, Stored};
+use crate::nodes::Nodes;
 use crate::pack::{FinishedPack, PackBuilder, PackOptions};
 use crate::repository::Repository;
 use crate::seal::Compressor;
@@ -60,6 +61,8 @@ pub(super) struct Packer {
     tree: Option<PackBuilder>,
     /// Nodes placed by this run and not yet in the index.
     nodes: HashMap<IndexKey, Location>,
+    /// Nodes as they are stored.
+    stored_nodes: Arc<Nodes>,
     compressor: Compressor,
     uploads: Option<Sender<FinishedPack>>,
     done: Receiver<Result<(PackEntries, Vec<u8>)>>,
@@ -82,6 +85,7 @@ impl Packer {
         trust: Trust,
         options: WriterOptions,
         progress: &Arc<Progress>,
+        stored_nodes: &Arc<Nodes>,
     ) -> Result<Self> {
         // One pack waits while one is uploaded; more would only take memory.
         let (uploads, queue) = bounded::<FinishedPack>(1);
@@ -116,6 +120,7 @@ impl Packer {
             data: None,
             tree: None,
             nodes: HashMap::new(),
+            stored_nodes: Arc::clone(stored_nodes),
             uploads: Some(uploads),
             done,
             buffers: Vec::new(),
@@ -146,13 +151,17 @@ impl Packer {
         Ok(at)
     }
 
-    /// Stores a node's raw bytes, or finds the node stored.
+    /// Stores a node's raw bytes, or finds the node stored with the same hints: under one id may lie a node whose hints lead into
+    /// packs that are gone, and those packs this snapshot does not rely on.
     pub(super) fn node(&mut self, raw: &[u8]) -> Result<Placed> {
         let id = self.repo.keys().id_key().node_id(identity(raw)?);
         let stored = Stored::Node(id);
         let known = match self.nodes.get(&stored.key()) {
             Some(at) => Some(*at),
-            None => self.index.lookup(&stored, &self.trust)?,
+            None => match self.index.lookup(&stored, &self.trust)? {
+                Some(at) if self.is_stored(raw, id, at)? => Some(at),
+                _ => None,
+            },
         };
         if let Some(at) = known {
             self.rely_on(PackKind::Tree, at.pack);
@@ -164,6 +173,16 @@ impl Packer {
         let at = self.append(stored, codec, raw_len, &bytes)?;
         self.nodes.insert(stored.key(), at);
         Ok(Placed { id, at })
+    }
+
+    /// Whether the node at `at` is this one, hints and all. One that cannot be read any more is not.
+    fn is_stored(&self, raw: &[u8], id: NodeId, at: Location) -> Result<bool> {
+        let node = Node::decode(raw, self.repo.geometry().window)?;
+        match self.stored_nodes.node(&Child { slot: 0, id, hint: at }, node.level()) {
+            Ok(stored) => Ok(*stored == node),
+            Err(e) if e.kind() == Kind::Corrupt => Ok(false),
+            Err(e) => Err(e),
+        }
     }
 
     /// Notes that the snapshot needs this pack, so that the commit checks it.
@@ -264,7 +283,7 @@ impl Packer {
         } else {
             let body = delta.encode()?;
             let name = loop {
-                let name = delta_name(&self.repo, self.next_delta);
+                let name = index_delta::name(self.repo.keys().signer().id(), self.next_delta);
                 self.next_delta += 1;
                 // Another process with the same key may be publishing: its name is taken, the next one may be free.
                 if self.repo.put_record(ObjectKind::IndexDelta, &name, &body)? == Put::Created {
@@ -294,19 +313,16 @@ impl Drop for Packer {
 
 /// The first number that no delta of this signer has.
 fn next_delta(repo: &Repository) -> Result<u64> {
-    let prefix = format!("index/{}-", repo.keys().signer().id());
     let mut next = 0;
-    repo.backend().list("index/", &mut |object| {
-        if let Some(seq) = object.name.strip_prefix(&prefix).and_then(|hex| u64::from_str_radix(hex, 16).ok()) {
-            next = next.max(seq.saturating_add(1));
+    repo.backend().list(index_delta::PREFIX, &mut |object| {
+        if let Some((signer, number)) = index_delta::parse_name(&object.name)
+            && signer == repo.keys().signer().id()
+        {
+            next = next.max(number.saturating_add(1));
         }
         Ok(())
     })?;
     Ok(next)
-}
-
-fn delta_name(repo: &Repository, seq: u64) -> String {
-    format!("index/{}-{seq:016x}", repo.keys().signer().id())
 }
 
 fn died() -> Error {

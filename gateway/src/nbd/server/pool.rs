@@ -140,25 +140,73 @@ impl Drop for Pool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::MemoryDevice;
+    use crate::device::{BlockDevice, Extent};
     use crate::export::Export;
     use crate::nbd::proto::Framing;
-    use crate::nbd::proto::transmission::command;
+    use crate::nbd::proto::transmission::{Reply, command};
+    use std::ops::Range;
 
-    #[test]
-    fn connections_take_turns() {
-        let device = Arc::new(MemoryDevice::new(512));
+    /// A device with a bug.
+    struct Buggy;
+
+    impl BlockDevice for Buggy {
+        fn size(&self) -> u64 {
+            512
+        }
+
+        fn block_size(&self) -> u32 {
+            512
+        }
+
+        fn is_read_only(&self) -> bool {
+            true
+        }
+
+        fn read_at(&self, offset: u64, _out: &mut [u8]) -> Result<()> {
+            panic!("a bug at {offset}, on purpose")
+        }
+
+        fn try_read_at(&self, _offset: u64, _out: &mut [u8]) -> Result<bool> {
+            Ok(false)
+        }
+
+        fn extents(&self, _range: Range<u64>, _max: usize) -> Result<Vec<Extent>> {
+            Ok(Vec::new())
+        }
+    }
+
+    fn job(cookie: u64, done: &mpsc::Sender<Done>) -> Job {
+        let device = Arc::new(Buggy);
         let export = Export { name: "x".into(), device, description: String::new(), read_only: true };
         let session =
             Session { export: Arc::new(export), framing: Framing::Simple, has_allocation: false, report: None };
-        let session = Arc::new(session);
-        let (done, _replies) = mpsc::channel(1);
-        let job = |cookie| Job {
-            session: Arc::clone(&session),
+        Job {
+            session: Arc::new(session),
             request: Request { flags: 0, command: command::READ, cookie, offset: 0, length: 1 },
             buffer: Buffer::default(),
             done: done.clone(),
-        };
+        }
+    }
+
+    #[test]
+    fn a_device_that_panics_fails_its_request_and_no_thread() {
+        let pool = Pool::start(1).unwrap();
+        let (done, mut replies) = mpsc::channel(3);
+        for cookie in 0..3 {
+            pool.submit(cookie, job(cookie, &done));
+        }
+        drop(pool);
+        for cookie in 0..3 {
+            let Done { request, reply } = replies.try_recv().unwrap();
+            assert_eq!(request.cookie, cookie);
+            assert_eq!(reply.filled(), Reply::encode_simple(errno::EIO, cookie));
+        }
+    }
+
+    #[test]
+    fn connections_take_turns() {
+        let (done, _replies) = mpsc::channel(1);
+        let job = |cookie| job(cookie, &done);
         let mut queue = Queue::default();
         for cookie in [10, 11, 12] {
             queue.push(1, job(cookie));

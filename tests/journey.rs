@@ -1,0 +1,28 @@
+//! Journeys: whole stories of the real program and of outside programs around it, from a disk to a repository and back.
+//!
+//! Not here: what one room can prove alone, and wrong use of the command (`tools/tests`). What holds: each journey has a
+//! folder, sockets and devices of its own, so that all may run at the same time; outside programs that are missing fail;
+//! seeds are fixed. Needs root, for loop devices, mounts and the guest's device nodes.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+#[path = "journey/block_device.rs"]
+mod block_device;
+#[path = "journey/formats.rs"]
+mod formats;
+#[path = "journey/full_disk.rs"]
+mod full_disk;
+#[path = "journey/guest.rs"]
+mod guest;
+#[path = "journey/huge.rs"]
+mod huge;
+#[path = "journey/killed.rs"]
+mod killed;
+#[path = "journey/lost_index.rs"]
+mod lost_index;
+#[path = "journey/mounted.rs"]
+mod mounted;
+#[path = "journey/together.rs"]
+mod together;
+#[path = "journey/unreadable.rs"]
+mod unreadable;

@@ -1,0 +1,76 @@
+//! Any store, with a count of what is asked of it: for tests of how much a flow needs.
+//!
+//! Not here: what is too much. What holds: calls are passed on unchanged.
+
+use coffer_repo::Result;
+use coffer_repo::backend::{Backend, Listed, Put};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A store that counts.
+#[derive(Debug)]
+pub struct Counting<B> {
+    inner: B,
+    reads: AtomicU64,
+    lists: AtomicU64,
+}
+
+/// What was asked so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counts {
+    /// Objects or parts of objects read, and sizes asked for.
+    pub reads: u64,
+    /// Listings.
+    pub lists: u64,
+}
+
+impl<B> Counting<B> {
+    /// Counts what is asked of `inner`.
+    pub fn new(inner: B) -> Self {
+        Counting { inner, reads: AtomicU64::new(0), lists: AtomicU64::new(0) }
+    }
+
+    /// The counts so far.
+    pub fn counts(&self) -> Counts {
+        Counts { reads: self.reads.load(Ordering::Relaxed), lists: self.lists.load(Ordering::Relaxed) }
+    }
+
+    fn read(&self) -> &B {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        &self.inner
+    }
+}
+
+impl<B: Backend> Backend for Counting<B> {
+    fn location(&self) -> String {
+        self.inner.location()
+    }
+
+    fn put(&self, name: &str, parts: &[&[u8]]) -> Result<Put> {
+        self.inner.put(name, parts)
+    }
+
+    fn get(&self, name: &str) -> Result<Vec<u8>> {
+        self.read().get(name)
+    }
+
+    fn get_range(&self, name: &str, offset: u64, out: &mut [u8]) -> Result<()> {
+        self.read().get_range(name, offset, out)
+    }
+
+    fn get_suffix(&self, name: &str, max: usize) -> Result<(Vec<u8>, u64)> {
+        self.read().get_suffix(name, max)
+    }
+
+    fn size(&self, name: &str) -> Result<Option<u64>> {
+        self.read().size(name)
+    }
+
+    fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed) -> Result<()>) -> Result<()> {
+        self.lists.fetch_add(1, Ordering::Relaxed);
+        self.inner.list(prefix, each)
+    }
+
+    fn delete(&self, name: &str) -> Result<()> {
+        self.inner.delete(name)
+    }
+}

@@ -1,0 +1,259 @@
+//! `coffer backup`: disks become a point.
+
+use crate::context::Context;
+use crate::environment;
+use crate::exit::Result;
+use crate::output::{self, size};
+use crate::signal;
+use crate::terminal::{Sample, Terminal, Unit};
+use coffer_mover::backup::{Backup, BackupPlan, BackupReport};
+use coffer_mover::image_format::ImageFormat;
+use coffer_mover::source::SourceOptions;
+use coffer_repo::Error;
+use coffer_repo::index::{Index, IndexOptions};
+use coffer_repo::repository::Repository;
+use coffer_repo::seal;
+use coffer_repo::snapshot::Snapshot;
+use coffer_repo::time::Timestamp;
+use coffer_repo::writer::{Progress, WriterOptions};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// At how many random places a source's word that something is unchanged is checked.
+const SAMPLED_PLACES: usize = 16;
+
+/// By how much a point may lie ahead of the clock before that is worth a word.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
+
+/// Back up disks
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// What the disks belong to: points of one workload follow each other
+    #[arg(short, long)]
+    workload: String,
+
+    /// The disks: files, devices, nbd:// URIs or -. DISK names one in the point; without it, its file's name does
+    #[arg(required = true, value_name = "[DISK=]SOURCE")]
+    sources: Vec<String>,
+
+    /// A word to remember the point by; may be repeated
+    #[arg(long = "tag", value_name = "TAG")]
+    tags: Vec<String>,
+
+    /// Read and count, but store nothing
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Go on where a source cannot be read; what is lost is named, and reading it from the point is an error
+    #[arg(long)]
+    keep_going: bool,
+
+    /// Read a device although it is mounted read-write: what is read may not be of one moment
+    #[arg(long)]
+    live: bool,
+
+    /// The format of image files. Without it, name and content decide
+    #[arg(long, value_parser = str::parse::<ImageFormat>)]
+    format: Option<ImageFormat>,
+
+    /// Compress so hard, from 1 to 19
+    #[arg(long, value_name = "LEVEL", default_value_t = 1, value_parser = clap::value_parser!(i32).range(seal_levels()))]
+    compression: i32,
+
+    /// Whose stored content is relied on, rather than stored again
+    #[arg(long, value_enum, default_value_t = DedupScope::Trusted)]
+    dedup_scope: DedupScope,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum DedupScope {
+    /// This writer's own, and that of full keys
+    Trusted,
+    /// That of every writer with a certificate
+    All,
+}
+
+fn seal_levels() -> std::ops::RangeInclusive<i64> {
+    i64::from(*seal::LEVELS.start())..=i64::from(*seal::LEVELS.end())
+}
+
+impl Arguments {
+    pub(crate) fn run(&self, context: &Context) -> Result<()> {
+        let repo = context.open()?;
+        repo.check_writable()?;
+        let cancel = signal::cancel(&context.terminal)?;
+        let parent = context.points(&repo)?.into_iter().rfind(|point| point.workload == self.workload);
+        let (index, _scratch) = match self.dry_run {
+            true => private_index(context, &repo).map(|(index, scratch)| (index, Some(scratch)))?,
+            false => (context.index(&repo)?, None),
+        };
+        let plan = BackupPlan {
+            workload: self.workload.clone(),
+            sources: self.sources.clone(),
+            parent,
+            tags: self.tags.clone(),
+            identity: environment::identity(),
+            source: SourceOptions {
+                live: self.live,
+                format: self.format,
+                scratch: environment::scratch(),
+                ..SourceOptions::default()
+            },
+            keep_going: self.keep_going,
+            sampled_places: SAMPLED_PLACES,
+            writer: WriterOptions {
+                compression_level: self.compression,
+                trust_everyone: self.dedup_scope == DedupScope::All,
+                dry_run: self.dry_run,
+                ..WriterOptions::default()
+            },
+        };
+        let began = Instant::now();
+        let now = time_after(plan.parent.as_ref(), environment::now()?, &context.terminal)?;
+        let backup = Backup::begin(&repo, &index, plan, now, &cancel)?;
+        let (progress, total) = (backup.progress(), backup.size()?);
+        let sample = || sample(&progress, total);
+        let report = context.terminal.during("backing up", Unit::Bytes, &sample, || backup.run(&cancel))?;
+        let took = began.elapsed();
+        for warning in &report.warnings {
+            context.terminal.warn(warning);
+        }
+        for (disk, ranges) in &report.unreadable {
+            context.terminal.warn(format_args!("disk {disk}: could not be read: {}", output::ranges(ranges)));
+        }
+        let summary = Summary { report: &report, progress: &progress, took, is_dry: self.dry_run };
+        context.print(summary.object(), &summary.text())
+    }
+}
+
+/// The time of the new point: now, but after the point it follows, so that the later one is always the latest, also of two in
+/// one second or after the clock was set back.
+fn time_after(parent: Option<&Snapshot>, now: Timestamp, terminal: &Terminal) -> coffer_repo::Result<Timestamp> {
+    let Some(last) = parent.map(Snapshot::time).filter(|last| *last >= now) else { return Ok(now) };
+    if last.seconds() - now.seconds() > CLOCK_TOLERANCE.as_secs() {
+        terminal.warn(format_args!(
+            "the point before is of {last}, and the clock says {now}; the new one is dated after it"
+        ));
+    }
+    Timestamp::from_seconds(last.seconds() + 1)
+}
+
+/// An index for one dry run, which learns what would be stored and must not tell the next backup.
+fn private_index(context: &Context, repo: &Repository) -> Result<(Arc<Index>, TempDir)> {
+    let folder = context.cache_folder(repo)?;
+    let failed = |e| Error::io(format!("making a folder for the dry run's index in {}", folder.display()), e);
+    std::fs::create_dir_all(&folder).map_err(failed)?;
+    let scratch = tempfile::Builder::new().prefix("dry-run-").tempdir_in(&folder).map_err(failed)?;
+    let index = Index::open(scratch.path(), repo.keys().repo(), IndexOptions::default())?;
+    context.learn(repo, &index)?;
+    Ok((Arc::new(index), scratch))
+}
+
+fn sample(progress: &Progress, total: Option<u64>) -> Sample {
+    let (done, new) = (load(&progress.done), load(&progress.new_raw));
+    // The last window of a disk counts as a whole one.
+    let done = total.map_or(done, |total| done.min(total));
+    Sample { done, total, note: format!("{} new, stored in {}", size(new), size(load(&progress.new_stored))) }
+}
+
+fn load(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}
+
+/// What is said of a backup that was made.
+struct Summary<'a> {
+    report: &'a BackupReport,
+    progress: &'a Progress,
+    took: Duration,
+    is_dry: bool,
+}
+
+impl Summary<'_> {
+    fn object(&self) -> Value {
+        let Progress { read, zero, reused, .. } = self.progress;
+        let mut snapshot = output::snapshot(&self.report.snapshot);
+        if self.is_dry {
+            snapshot["id"] = Value::Null;
+        }
+        let unreadable = self.report.unreadable.iter();
+        let unreadable: serde_json::Map<String, Value> =
+            unreadable.map(|(disk, ranges)| (disk.clone(), output::ranges_object(ranges))).collect();
+        json!({
+            "snapshot": snapshot,
+            "dry_run": self.is_dry,
+            "duration_seconds": self.took.as_secs_f64(),
+            "read": load(read),
+            "zero": load(zero),
+            "reused": load(reused),
+            "new_chunks": self.report.snapshot.stats.new_chunks,
+            "new_bytes": self.report.snapshot.stats.new_raw,
+            "stored_bytes": self.report.snapshot.stats.new_stored,
+            "unreadable": unreadable,
+        })
+    }
+
+    fn text(&self) -> String {
+        let Progress { read, zero, reused, .. } = self.progress;
+        let snapshot = &self.report.snapshot;
+        let point = format!("{}@{}", snapshot.workload, snapshot.time());
+        let title = match self.is_dry {
+            true => format!("would make {point}; nothing was stored"),
+            false => format!("made {point} ({})", output::short(snapshot.id())),
+        };
+        format!(
+            "{title}\n\
+             disks   {} in {}\n\
+             read    {}, {} of it zero, {} of it stored already\n\
+             new     {} in {} chunks, stored in {}\n\
+             time    {:.1} s\n",
+            size(snapshot.logical_bytes()),
+            snapshot.disks.len(),
+            size(load(read)),
+            size(load(zero)),
+            size(load(reused)),
+            size(snapshot.stats.new_raw),
+            snapshot.stats.new_chunks,
+            size(snapshot.stats.new_stored),
+            self.took.as_secs_f64(),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use coffer_repo::id::{SnapshotId, WorkloadTag};
+    use coffer_repo::snapshot::{ClaimName, ClaimStats, Identity};
+
+    fn point(seconds: u64) -> Snapshot {
+        let time = Timestamp::from_seconds(seconds).unwrap();
+        Snapshot {
+            name: ClaimName { tag: WorkloadTag::default(), time, id: SnapshotId::default() },
+            workload: "web".to_owned(),
+            tags: Vec::new(),
+            identity: Identity::default(),
+            parents: Vec::new(),
+            disks: Vec::new(),
+            stats: ClaimStats::default(),
+        }
+    }
+
+    #[test]
+    fn a_point_is_dated_after_the_one_it_follows() {
+        let terminal = Terminal::new(true);
+        let after = |parent: Option<u64>, now| {
+            let parent = parent.map(point);
+            time_after(parent.as_ref(), Timestamp::from_seconds(now).unwrap(), &terminal).unwrap().seconds()
+        };
+        assert_eq!(after(None, 1000), 1000);
+        assert_eq!(after(Some(999), 1000), 1000);
+        assert_eq!(after(Some(1000), 1000), 1001);
+        assert_eq!(after(Some(1060), 1000), 1061);
+        assert!(!terminal.has_warned());
+        assert_eq!(after(Some(1061), 1000), 1062);
+        assert!(terminal.has_warned());
+    }
+}

@@ -1,0 +1,173 @@
+//! What every command begins with: the repository that was named, opened with what opens it; its points; its index.
+//!
+//! Not here: deciding which repository ([`crate::settings`]). What holds: nothing is opened before a command asks for it, so that
+//! wrong use is told first.
+
+use crate::credential;
+use crate::environment;
+use crate::exit::{Failure, Result, describe, wrong_use};
+use crate::output::Output;
+use crate::settings::{Globals, Settings};
+use crate::terminal::Terminal;
+use coffer_repo::backend::Backend;
+use coffer_repo::backend::local::Local;
+use coffer_repo::catalog::Pin;
+use coffer_repo::descriptor;
+use coffer_repo::entropy::{Entropy, System};
+use coffer_repo::index::{Index, IndexOptions};
+use coffer_repo::point::PointName;
+use coffer_repo::repository::Repository;
+use coffer_repo::snapshot::{Disk, Snapshot};
+use coffer_repo::{Error, Kind};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// What a command works with.
+pub(crate) struct Context {
+    pub(crate) settings: Settings,
+    pub(crate) terminal: Arc<Terminal>,
+    pub(crate) output: Output,
+}
+
+impl Context {
+    /// From the command line and the environment.
+    pub(crate) fn new(globals: &Globals) -> Result<Context> {
+        Ok(Context {
+            settings: Settings::resolve(globals, environment::Environment::read())?,
+            terminal: Arc::new(Terminal::new(globals.quiet)),
+            output: Output { is_json: globals.json },
+        })
+    }
+
+    /// Prints a command's result, with the warnings so far in its JSON.
+    pub(crate) fn print(&self, object: Value, text: &str) -> Result<()> {
+        self.output.print(object, self.terminal.warnings(), text)
+    }
+
+    /// Opens the repository.
+    pub(crate) fn open(&self) -> Result<Arc<Repository>> {
+        let path = local_path(self.settings.location()?)?;
+        let backend: Arc<dyn Backend> = Arc::new(Local::open(&path).map_err(|e| match e.kind() {
+            Kind::NotFound => e.within("there is no repository; 'coffer init' makes one"),
+            _ => e,
+        })?);
+        // Before anybody is asked for a passphrase in vain.
+        if backend.size(descriptor::OBJECT_NAME)?.is_none() {
+            let why = format!("{} is not a Coffer repository; 'coffer init' makes one", path.display());
+            return Err(Error::not_found(why).into());
+        }
+        let credential = credential::obtain(&self.settings.opener)?;
+        Ok(Arc::new(Repository::open(backend, &credential, entropy())?))
+    }
+
+    /// All points, oldest first. Damaged ones are warned of.
+    pub(crate) fn points(&self, repo: &Repository) -> Result<Vec<Snapshot>> {
+        let points = repo.points()?;
+        for (name, error) in &points.damaged {
+            self.terminal.warn(format_args!("{name} is damaged and was left out: {}", describe(error)));
+        }
+        Ok(points.snapshots)
+    }
+
+    /// The one point that is meant.
+    pub(crate) fn find(&self, repo: &Repository, name: &PointName) -> Result<Snapshot> {
+        Ok(choose(name, &self.points(repo)?)?.clone())
+    }
+
+    /// Holds a point against removal while it is read.
+    pub(crate) fn pin(&self, repo: &Arc<Repository>, snapshot: &Snapshot, purpose: &str) -> Result<Arc<Pin>> {
+        let pin = repo.pin(snapshot, purpose, &environment::identity(), environment::now()?)?;
+        if let Some(warning) = pin.warning() {
+            self.terminal.notice(warning);
+        }
+        Ok(Arc::new(pin))
+    }
+
+    /// This machine's index of the repository, in step with it.
+    pub(crate) fn index(&self, repo: &Repository) -> Result<Arc<Index>> {
+        let index = Index::open(&self.cache_folder(repo)?.join("index"), repo.keys().repo(), IndexOptions::default())?;
+        if let Some(why) = index.discarded() {
+            self.terminal.notice(format_args!("the index was unusable and is made again: {}", describe(why)));
+        }
+        self.learn(repo, &index)?;
+        Ok(Arc::new(index))
+    }
+
+    /// Brings an index in step with the repository.
+    pub(crate) fn learn(&self, repo: &Repository, index: &Index) -> Result<()> {
+        let (backend, keys, certificates) = (repo.backend(), repo.keys(), repo.all_certificates()?);
+        let report = self
+            .terminal
+            .counting("reading index deltas", |progress| index.sync(backend, keys, &certificates, progress))?;
+        if report.left_out.is_empty() {
+            return Ok(());
+        }
+        for (name, error) in &report.left_out {
+            self.terminal.warn(format_args!("{name} was left out of the index: {}", describe(error)));
+        }
+        let report = self.terminal.counting("reading the packs' own lists instead", |progress| {
+            index.sync_packs(backend, keys, &certificates, progress)
+        })?;
+        for (name, error) in &report.left_out {
+            self.terminal.warn(format_args!("{name} was left out of the index: {}", describe(error)));
+        }
+        Ok(())
+    }
+
+    /// Where this machine keeps what it can make again of this repository.
+    pub(crate) fn cache_folder(&self, repo: &Repository) -> Result<PathBuf> {
+        Ok(self.settings.caches()?.join(repo.keys().repo().to_string()))
+    }
+}
+
+/// The one of these points that is meant. A name that could not mean one is wrong use.
+pub(crate) fn choose<'a>(name: &PointName, points: &'a [Snapshot]) -> Result<&'a Snapshot> {
+    name.find(points).map_err(misnamed)
+}
+
+/// The disk of a point that is meant.
+pub(crate) fn choose_disk<'a>(name: &PointName, snapshot: &'a Snapshot) -> Result<&'a Disk> {
+    name.find_disk(snapshot).map_err(misnamed)
+}
+
+fn misnamed(error: Error) -> Failure {
+    match error.kind() {
+        Kind::Invalid => wrong_use(error.to_string()),
+        _ => error.into(),
+    }
+}
+
+/// Where random bytes come from in this program.
+pub(crate) fn entropy() -> Arc<dyn Entropy> {
+    Arc::new(System)
+}
+
+/// The folder that a location names. Others than folders are refused by the name of their scheme.
+pub(crate) fn local_path(location: &str) -> Result<PathBuf> {
+    match location.split_once("://") {
+        _ if location.is_empty() => Err(wrong_use("the repository's location is empty")),
+        Some((scheme, _)) if !scheme.contains('/') => Err(Error::new(
+            Kind::Unsupported,
+            format!("{location}: repositories at {scheme}:// are not in this version; name a folder"),
+        )
+        .into()),
+        _ => Ok(Path::new(location).to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_location_is_a_folder_and_other_schemes_are_named() {
+        assert_eq!(local_path("/srv/b").unwrap(), Path::new("/srv/b"));
+        assert_eq!(local_path("./a:b").unwrap(), Path::new("./a:b"));
+        assert_eq!(local_path("./s3://x").unwrap(), Path::new("./s3://x"));
+        let Err(Failure::Failed(error)) = local_path("s3://bucket/prefix") else { panic!("not refused") };
+        assert_eq!(error.kind(), Kind::Unsupported);
+        assert!(error.to_string().contains("s3://"), "{error}");
+        assert!(matches!(local_path(""), Err(Failure::WrongUse(_))));
+    }
+}

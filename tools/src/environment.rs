@@ -1,0 +1,108 @@
+//! What the program takes from the machine around it: variables, clock, names of host and user. Libraries read none of this.
+//!
+//! Not here: what the values mean ([`crate::settings`]). What holds: this is the only file that reads variables or the clock.
+#![allow(clippy::disallowed_methods)] // The one place of the program that may.
+
+use coffer_repo::key_slot::{PassphraseCost, SlotOptions};
+use coffer_repo::snapshot::Identity;
+use coffer_repo::time::Timestamp;
+use coffer_repo::{Error, Result};
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+/// The variables that count.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Environment {
+    /// `COFFER_REPOSITORY`.
+    pub(crate) repository: Option<String>,
+    /// `COFFER_PASSWORD_FILE`.
+    pub(crate) password_file: Option<PathBuf>,
+    /// `COFFER_KEY_FILE`.
+    pub(crate) key_file: Option<PathBuf>,
+    /// Where programs keep what they can make again: `XDG_CACHE_HOME`, or `HOME/.cache`.
+    pub(crate) caches: Option<PathBuf>,
+    /// Where programs look for their configuration: `XDG_CONFIG_HOME`, or `HOME/.config`.
+    pub(crate) configurations: Option<PathBuf>,
+}
+
+impl Environment {
+    /// Reads them. An empty variable counts as one that is not set.
+    pub(crate) fn read() -> Environment {
+        let path = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        // A relative XDG path is to be ignored, says its specification.
+        let xdg = |name: &str, below: &str| {
+            path(name).filter(|p| p.is_absolute()).or_else(|| path("HOME").map(|home| home.join(below)))
+        };
+        Environment {
+            repository: path("COFFER_REPOSITORY").map(|p| p.to_string_lossy().into_owned()),
+            password_file: path("COFFER_PASSWORD_FILE"),
+            key_file: path("COFFER_KEY_FILE"),
+            caches: xdg("XDG_CACHE_HOME", ".cache"),
+            configurations: xdg("XDG_CONFIG_HOME", ".config"),
+        }
+    }
+}
+
+/// A folder for short-lived private things.
+pub(crate) fn scratch() -> PathBuf {
+    std::env::temp_dir()
+}
+
+/// How many threads run at once here.
+pub(crate) fn threads() -> usize {
+    std::thread::available_parallelism().map_or(2, |n| n.get())
+}
+
+/// The time, by the machine's clock.
+pub(crate) fn now() -> Result<Timestamp> {
+    let since = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_err(|e| Error::invalid("the machine's clock stands before 1970; set it first").with_source(e))?;
+    Timestamp::from_seconds(since.as_secs())
+}
+
+/// Who runs this program, as far as the machine tells.
+pub(crate) fn identity() -> Identity {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let accounts = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let uid = rustix::process::geteuid().as_raw();
+    Identity {
+        host: match host.trim() {
+            "" => "unknown".to_owned(),
+            host => host.to_owned(),
+        },
+        user: account(&accounts, uid).unwrap_or_else(|| format!("uid {uid}")),
+        program: concat!("coffer ", env!("CARGO_PKG_VERSION")).to_owned(),
+    }
+}
+
+/// What goes with a key slot that is made now; its label is the user's name if none was given.
+pub(crate) fn slot_options(label: Option<String>) -> Result<SlotOptions> {
+    let label = label.unwrap_or_else(|| {
+        let Identity { user, host, .. } = identity();
+        format!("{user}@{host}")
+    });
+    Ok(SlotOptions { label, created: now()?, cost: PassphraseCost::default() })
+}
+
+/// The name of the account `uid` in the text of `/etc/passwd`.
+fn account(accounts: &str, uid: u32) -> Option<String> {
+    accounts.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_account_is_found_by_its_number() {
+        let accounts = "root:x:0:0:root:/root:/bin/bash\nbroken\nweb:x:1000:1000::/home/web:/bin/sh\n";
+        assert_eq!(account(accounts, 1000).as_deref(), Some("web"));
+        assert_eq!(account(accounts, 0).as_deref(), Some("root"));
+        assert_eq!(account(accounts, 7), None);
+    }
+}

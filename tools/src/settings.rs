@@ -1,0 +1,205 @@
+//! Which repository, and what opens it: the command line before the environment before the configuration file.
+//!
+//! ```text
+//!   repository = "/srv/backups"            $XDG_CONFIG_HOME/coffer/config.toml: these keys and no others
+//!   password-file = "/etc/coffer/pass"
+//!   key-file = "/etc/coffer/key"           one of the two
+//! ```
+//! Not here: opening anything ([`crate::context`]). What holds: a password file and a key file of one layer contradict each
+//! other and are refused; a layer that names either hides both of the layers below it.
+
+use crate::environment::Environment;
+use crate::exit::{Result, wrong_use};
+use std::path::{Path, PathBuf};
+use toml_edit::Document;
+
+/// What `--repository` and its like say; every command takes them.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct Globals {
+    /// The repository: a path. Without it COFFER_REPOSITORY, or 'repository' in the configuration file
+    #[arg(short, long, global = true, value_name = "LOCATION")]
+    repository: Option<String>,
+
+    /// Open it by the passphrase in this file. Without it COFFER_PASSWORD_FILE, or a question on the terminal
+    #[arg(long, global = true, value_name = "FILE")]
+    password_file: Option<PathBuf>,
+
+    /// Open it by this key file. Without it COFFER_KEY_FILE
+    #[arg(long, global = true, value_name = "FILE")]
+    key_file: Option<PathBuf>,
+
+    /// Where the index is kept, which can always be made again. Without it XDG_CACHE_HOME/coffer
+    #[arg(long, global = true, value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
+
+    /// Print one JSON object instead of text
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+
+    /// Show no progress
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+}
+
+/// What opens the repository.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Opener {
+    /// The passphrase in a file.
+    PasswordFile(PathBuf),
+    /// A key file.
+    KeyFile(PathBuf),
+    /// A passphrase that is asked for.
+    Question,
+}
+
+/// What was decided.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    location: Option<String>,
+    /// What opens the repository.
+    pub(crate) opener: Opener,
+    caches: Option<PathBuf>,
+}
+
+/// One layer.
+#[derive(Default)]
+struct Layer {
+    repository: Option<String>,
+    password_file: Option<PathBuf>,
+    key_file: Option<PathBuf>,
+}
+
+impl Settings {
+    /// Lays the layers on top of each other.
+    pub(crate) fn resolve(globals: &Globals, environment: Environment) -> Result<Settings> {
+        let file = environment.configurations.map(|folder| folder.join("coffer/config.toml"));
+        let file = file.map(|path| read_file(&path)).transpose()?.flatten().unwrap_or_default();
+        let line = Layer {
+            repository: globals.repository.clone(),
+            password_file: globals.password_file.clone(),
+            key_file: globals.key_file.clone(),
+        };
+        let variables = Layer {
+            repository: environment.repository,
+            password_file: environment.password_file,
+            key_file: environment.key_file,
+        };
+        let mut settings = Settings {
+            location: None,
+            opener: Opener::Question,
+            caches: globals.cache_dir.clone().or_else(|| environment.caches.map(|caches| caches.join("coffer"))),
+        };
+        for (where_from, layer) in
+            [("the command line", line), ("the environment", variables), ("the configuration file", file)]
+        {
+            settings.location = settings.location.or(layer.repository);
+            let named = match (layer.password_file, layer.key_file) {
+                (None, None) => continue,
+                (Some(file), None) => Opener::PasswordFile(file),
+                (None, Some(file)) => Opener::KeyFile(file),
+                (Some(_), Some(_)) => {
+                    return Err(wrong_use(format!("{where_from} names both a password file and a key file; name one")));
+                }
+            };
+            if settings.opener == Opener::Question {
+                settings.opener = named;
+            }
+        }
+        Ok(settings)
+    }
+
+    /// Where the repository is.
+    pub(crate) fn location(&self) -> Result<&str> {
+        self.location.as_deref().ok_or_else(|| {
+            wrong_use("which repository? Name it with -r LOCATION, COFFER_REPOSITORY or the configuration file")
+        })
+    }
+
+    /// The folder for everything of ours that can be made again.
+    pub(crate) fn caches(&self) -> Result<&Path> {
+        self.caches.as_deref().ok_or_else(|| {
+            wrong_use("where may the index be kept? Neither XDG_CACHE_HOME nor HOME is set; say --cache-dir DIR")
+        })
+    }
+}
+
+/// Reads the configuration file; `None` when there is none.
+fn read_file(path: &Path) -> Result<Option<Layer>> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => parse(&text)
+            .map(Some)
+            .map_err(|why| wrong_use(format!("configuration file {}: {}", path.display(), why.trim_end()))),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(wrong_use(format!("configuration file {} cannot be read: {e}", path.display()))),
+    }
+}
+
+fn parse(text: &str) -> std::result::Result<Layer, String> {
+    let document = Document::parse(text).map_err(|e| e.to_string())?;
+    let mut layer = Layer::default();
+    for (key, value) in document.as_table() {
+        let value = value.as_str().map(str::to_owned).ok_or_else(|| format!("'{key}' is not a text"))?;
+        match key {
+            "repository" => layer.repository = Some(value),
+            "password-file" => layer.password_file = Some(value.into()),
+            "key-file" => layer.key_file = Some(value.into()),
+            _ => return Err(format!("'{key}' is not known: there are repository, password-file and key-file")),
+        }
+    }
+    Ok(layer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::Failure;
+
+    fn globals(repository: Option<&str>, password: Option<&str>, key: Option<&str>) -> Globals {
+        Globals {
+            repository: repository.map(str::to_owned),
+            password_file: password.map(PathBuf::from),
+            key_file: key.map(PathBuf::from),
+            ..Globals::default()
+        }
+    }
+
+    #[test]
+    fn a_layer_hides_those_below_it() {
+        let environment = Environment {
+            repository: Some("/env".into()),
+            password_file: Some("/env/pass".into()),
+            ..Environment::default()
+        };
+        let resolve = |globals: &Globals| Settings::resolve(globals, environment.clone()).unwrap();
+
+        let from_environment = resolve(&globals(None, None, None));
+        assert_eq!(from_environment.location().unwrap(), "/env");
+        assert_eq!(from_environment.opener, Opener::PasswordFile("/env/pass".into()));
+
+        let from_line = resolve(&globals(Some("/line"), None, Some("/line/key")));
+        assert_eq!(from_line.location().unwrap(), "/line");
+        assert_eq!(from_line.opener, Opener::KeyFile("/line/key".into()));
+    }
+
+    #[test]
+    fn nothing_said_is_a_question_and_a_contradiction_is_refused() {
+        let nothing = Settings::resolve(&Globals::default(), Environment::default()).unwrap();
+        assert_eq!(nothing.opener, Opener::Question);
+        assert!(matches!(nothing.location(), Err(Failure::WrongUse(_))));
+        assert!(matches!(nothing.caches(), Err(Failure::WrongUse(_))));
+        let both = Settings::resolve(&globals(None, Some("a"), Some("b")), Environment::default());
+        assert!(matches!(both, Err(Failure::WrongUse(_))));
+    }
+
+    #[test]
+    fn the_file_knows_three_keys() {
+        let layer = parse("repository = \"/r\"\nkey-file = '/k' # ours\n").unwrap();
+        assert_eq!((layer.repository.as_deref(), layer.key_file), (Some("/r"), Some("/k".into())));
+        for (bad, says) in [("password = 'secret'", "'password'"), ("repository = 1", "'repository'"), ("=", "line 1")]
+        {
+            let why = parse(bad).err().unwrap();
+            assert!(why.contains(says), "{bad}: {why}");
+            assert!(!why.contains("secret"), "{why}");
+        }
+    }
+}
