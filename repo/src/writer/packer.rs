@@ -11,12 +11,13 @@
 use super::{Progress, WriterOptions};
 use crate::backend::Put;
 use crate::crypto::Codec;
-use crate::disk_map::identity;
+use crate::disk_map::{Child, Node, identity};
 use crate::error::{Error, Kind, Result};
-use crate::id::{ChunkId, PackUid};
+use crate::id::{ChunkId, NodeId, PackUid};
 use crate::index::{Index, Trust};
 use crate::index_delta::{self, IndexDelta, PackEntries};
 use crate::location::{IndexKey, Location, PackKind, Stored};
+use crate::nodes::Nodes;
 use crate::pack::{FinishedPack, PackBuilder, PackOptions};
 use crate::repository::Repository;
 use crate::seal::Compressor;
@@ -31,6 +32,9 @@ use std::time::{Duration, Instant};
 
 /// Stored bytes after which a delta is due, so that a killed run does not upload them again.
 const DELTA_BYTES: u64 = 256 << 20;
+/// Most entries of a delta that is not one pack's alone: 28 MiB of a record that may have 64. Chunks that compress to a few dozen
+/// bytes reach it long before [`DELTA_BYTES`].
+const DELTA_ENTRIES: usize = 1 << 20;
 /// Time after which a delta is due, if there is anything to say.
 const DELTA_AGE: Duration = Duration::from_secs(30);
 /// Node packs are small: a few nodes a gigabyte.
@@ -57,6 +61,8 @@ pub(super) struct Packer {
     tree: Option<PackBuilder>,
     /// Nodes placed by this run and not yet in the index.
     nodes: HashMap<IndexKey, Location>,
+    /// Nodes as they are stored.
+    stored_nodes: Arc<Nodes>,
     compressor: Compressor,
     uploads: Option<Sender<FinishedPack>>,
     done: Receiver<Result<(PackEntries, Vec<u8>)>>,
@@ -79,6 +85,7 @@ impl Packer {
         trust: Trust,
         options: WriterOptions,
         progress: &Arc<Progress>,
+        stored_nodes: &Arc<Nodes>,
     ) -> Result<Self> {
         // One pack waits while one is uploaded; more would only take memory.
         let (uploads, queue) = bounded::<FinishedPack>(1);
@@ -113,6 +120,7 @@ impl Packer {
             data: None,
             tree: None,
             nodes: HashMap::new(),
+            stored_nodes: Arc::clone(stored_nodes),
             uploads: Some(uploads),
             done,
             buffers: Vec::new(),
@@ -143,13 +151,17 @@ impl Packer {
         Ok(at)
     }
 
-    /// Stores a node's raw bytes, or finds the node stored.
+    /// Stores a node's raw bytes, or finds the node stored with the same hints: under one id may lie a node whose hints lead into
+    /// packs that are gone, and those packs this snapshot does not rely on.
     pub(super) fn node(&mut self, raw: &[u8]) -> Result<Placed> {
         let id = self.repo.keys().id_key().node_id(identity(raw)?);
         let stored = Stored::Node(id);
         let known = match self.nodes.get(&stored.key()) {
             Some(at) => Some(*at),
-            None => self.index.lookup(&stored, &self.trust)?,
+            None => match self.index.lookup(&stored, &self.trust)? {
+                Some(at) if self.is_stored(raw, id, at)? => Some(at),
+                _ => None,
+            },
         };
         if let Some(at) = known {
             self.rely_on(PackKind::Tree, at.pack);
@@ -161,6 +173,16 @@ impl Packer {
         let at = self.append(stored, codec, raw_len, &bytes)?;
         self.nodes.insert(stored.key(), at);
         Ok(Placed { id, at })
+    }
+
+    /// Whether the node at `at` is this one, hints and all. One that cannot be read any more is not.
+    fn is_stored(&self, raw: &[u8], id: NodeId, at: Location) -> Result<bool> {
+        let node = Node::decode(raw, self.repo.geometry().window)?;
+        match self.stored_nodes.node(&Child { slot: 0, id, hint: at }, node.level()) {
+            Ok(stored) => Ok(*stored == node),
+            Err(e) if e.kind() == Kind::Corrupt => Ok(false),
+            Err(e) => Err(e),
+        }
     }
 
     /// Notes that the snapshot needs this pack, so that the commit checks it.
@@ -233,6 +255,10 @@ impl Packer {
             };
             self.in_flight -= 1;
             let (entries, mut buffer) = answer?;
+            let waiting: usize = self.durable.iter().map(|pack| pack.entries.len()).sum();
+            if waiting + entries.entries.len() > DELTA_ENTRIES {
+                self.publish()?;
+            }
             self.durable_bytes += entries.object_len;
             self.durable.push(entries);
             if self.buffers.is_empty() {
@@ -301,4 +327,51 @@ fn next_delta(repo: &Repository) -> Result<u64> {
 
 fn died() -> Error {
     Error::internal("a thread of the backup died")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::memory::Memory;
+    use crate::chunker::{DiskParams, StreamParams};
+    use crate::crypto::Aead;
+    use crate::entropy::Seeded;
+    use crate::index::IndexOptions;
+    use crate::key_slot::{Credential, PassphraseCost, SlotOptions};
+    use crate::repository::InitOptions;
+    use crate::time::Timestamp;
+
+    /// More tiny chunks than one delta may list: what would be one record too long is several.
+    #[test]
+    fn deltas_stay_within_the_length_of_a_record() {
+        let cost = PassphraseCost { memory_kib: 64, passes: 1, lanes: 1 };
+        let options = InitOptions {
+            credential: Credential::Passphrase("x".to_owned().into()),
+            slot: SlotOptions { label: "test".into(), created: Timestamp::from_seconds(1).unwrap(), cost },
+            disk: DiskParams::default(),
+            stream: StreamParams::default(),
+            aead: Aead::preferred(),
+        };
+        let repo = Arc::new(Repository::init(Arc::new(Memory::default()), options, Arc::new(Seeded::new(1))).unwrap());
+        let dir = tempfile::tempdir().unwrap();
+        let index = Arc::new(Index::open(dir.path(), repo.keys().repo(), IndexOptions::default()).unwrap());
+        let options = WriterOptions { pack_bytes: 8 << 20, ..WriterOptions::default() };
+        let mut packer = Packer::start(&repo, &index, Trust::Anyone, options, &Arc::default()).unwrap();
+        let chunks = DELTA_ENTRIES as u64 + 1000;
+        for n in 0..chunks {
+            let mut id = [0; 32];
+            id[..8].copy_from_slice(&n.to_be_bytes());
+            packer.chunk(ChunkId(id), Codec::Raw, 4, &[1, 2, 3, 4]).unwrap();
+        }
+        packer.finish().unwrap();
+        let mut listed = 0;
+        for object in crate::backend::list_sorted(repo.backend(), "index/").unwrap() {
+            let record = repo.get_record(ObjectKind::IndexDelta, &object.name).unwrap();
+            let delta = IndexDelta::counting(&object.name, &record, &repo.certificates()).unwrap();
+            let entries: usize = delta.packs.iter().map(|p| p.entries.len()).sum();
+            assert!(entries <= DELTA_ENTRIES, "{entries}");
+            listed += entries as u64;
+        }
+        assert_eq!(listed, chunks);
+    }
 }
