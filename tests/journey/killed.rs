@@ -34,6 +34,7 @@ fn published(coffer: &Coffer) -> u64 {
 
 #[test]
 fn a_killed_backup_goes_on_where_it_was() {
+    println!("seed {SEED}");
     let coffer = Coffer::new();
     image::make(&coffer.path("before.raw"), 8 * MIB, &[0..8 * MIB], SEED);
     coffer.run(&["backup", "-w", "web", "vda=before.raw"]);
