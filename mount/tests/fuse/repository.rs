@@ -38,7 +38,7 @@ impl WindowSource for Image<'_> {
         let index = self.next.fetch_add(1, Ordering::Relaxed);
         let mut windows = self.bytes.chunks(usize::try_from(WINDOW).unwrap());
         let Some(bytes) = windows.nth(usize::try_from(index).unwrap()) else { return Ok(Filled::End) };
-        window.bytes.extend_from_slice(bytes);
+        window.make_room(bytes.len()).copy_from_slice(bytes);
         Ok(Filled::Bytes(index))
     }
 

@@ -133,7 +133,7 @@ impl<'a> WindowFeed<'a> {
     fn read(&self, pick: &Pick, window: &mut Window) -> Result<()> {
         let to_read = pick.extents.iter().filter(|e| e.content != Content::Zero).map(|e| e.range.clone());
         let to_read = runs::join(to_read, &pick.range);
-        window.bytes.resize(length(&pick.range)?, 0);
+        window.make_room(length(&pick.range)?);
         window.unreadable.clear();
         for gap in runs::gaps(&to_read, &pick.range) {
             part(&mut window.bytes, &pick.range, &gap)?.fill(0);
