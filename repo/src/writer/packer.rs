@@ -356,7 +356,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let index = Arc::new(Index::open(dir.path(), repo.keys().repo(), IndexOptions::default()).unwrap());
         let options = WriterOptions { pack_bytes: 8 << 20, ..WriterOptions::default() };
-        let mut packer = Packer::start(&repo, &index, Trust::Anyone, options, &Arc::default()).unwrap();
+        let nodes = Arc::new(Nodes::new(Arc::clone(&repo), 0).unwrap());
+        let mut packer = Packer::start(&repo, &index, Trust::Anyone, options, &Arc::default(), &nodes).unwrap();
         let chunks = DELTA_ENTRIES as u64 + 1000;
         for n in 0..chunks {
             let mut id = [0; 32];
