@@ -139,7 +139,7 @@ fn an_independent_reader_finds_a_flipped_bit() {
 #[test]
 fn an_independent_implementation_gives_the_known_answers() {
     let vectors = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/vectors");
-    let output = python(&["vectors".as_ref(), vectors.as_ref()]);
+    let output = python("known_answers.py", &[vectors.as_ref()]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
@@ -175,15 +175,15 @@ fn reader_py(golden: &Golden, command: &[&str]) -> String {
 fn run_reader(store: &Path, password_file: &Path, command: &[&str]) -> Output {
     let mut all = vec![store.as_os_str(), "--password-file".as_ref(), password_file.as_os_str()];
     all.extend(command.iter().map(AsRef::<std::ffi::OsStr>::as_ref));
-    python(&all)
+    python("reader.py", &all)
 }
 
-/// Runs the independent reader with the interpreter that `make setup` prepared, or the one that `COFFER_PYTHON` names.
-fn python(arguments: &[&std::ffi::OsStr]) -> Output {
+/// Runs a program of this folder with the interpreter that `make setup` prepared, or the one that `COFFER_PYTHON` names.
+fn python(program: &str, arguments: &[&std::ffi::OsStr]) -> Output {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
     let prepared = tests.join("../target/venv/bin/python").into_os_string();
     let python = std::env::var_os("COFFER_PYTHON").unwrap_or(prepared);
-    let output = Command::new(&python).arg(tests.join("reader.py")).args(arguments).output();
+    let output = Command::new(&python).arg("-B").arg(tests.join(program)).args(arguments).output();
     output.unwrap_or_else(|e| panic!("{}: {e}; run 'make setup', or name one in COFFER_PYTHON", python.display()))
 }
 
