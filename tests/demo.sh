@@ -67,7 +67,7 @@ step 'A disk: 2 GiB, GPT, ext4, filled with programs and documents of this machi
 disk=$work/vm.raw
 mkdir -p "$work/tree/srv"
 (cd /usr && find bin share -xdev -type f -size -4096k -printf '%s %p\n' | sort -k2 |
-    awk '(sum += $1) < 600000000 { sub("^[^ ]* ", ""); print }' | tar -cf - --no-recursion -T -) |
+    awk '(sum += $1) < 400000000 { sub("^[^ ]* ", ""); print }' | tar -cf - --no-recursion -T -) |
     tar -xf - -C "$work/tree"
 seq 1 2000000 >"$work/tree/srv/ledger.txt"
 largest=$work/tree/bin/$(find "$work/tree/bin" -type f -printf '%s %f\n' |

@@ -3,8 +3,8 @@
 # With --bench also those that only the benchmarks need: the peers and what makes the dataset.
 #
 # Quick and offline where nothing is missing. What is missing and cannot be installed is an error: no test is skipped
-# for it. Writes nothing but Debian packages, rustup's components and target/venv; on machines that carry QEMU from
-# bookworm-backports without that source it adds the source, pinned so that nothing else comes from it.
+# for it. Writes nothing but Debian packages, rustup's components, target/venv and target/guest; on machines that carry
+# QEMU from bookworm-backports without that source it adds the source, pinned so that nothing else comes from it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -111,6 +111,15 @@ setup_python() {
     cp "$list" "$venv/installed.txt"
 }
 
+# The journeys boot a guest; its kernel is unpacked, not installed. A mirror may have dropped what an old list names.
+setup_guest() {
+    local fetch=(bash tests/journey/guest.sh kernel target/guest)
+    "${fetch[@]}" && return 0
+    say "fetching the list of packages anew, for the guest's kernel"
+    as_root apt-get update -qq >&2
+    "${fetch[@]}" || fail "the guest's kernel could not be had"
+}
+
 case "$*" in
 '') setup_packages "$base" ;;
 --bench) setup_packages "$base" "$bench" ;;
@@ -118,3 +127,4 @@ case "$*" in
 esac
 setup_toolchain
 setup_python
+setup_guest

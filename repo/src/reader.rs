@@ -286,17 +286,15 @@ impl Reader {
         let waiting: Vec<_> = others
             .iter()
             .map(|run| {
-                let (reader, run) = (Arc::clone(self), wants.get(run.clone()).unwrap_or_default().to_vec());
-                self.pool.ask(move |scratch| reader.fetcher.fetch(&run, scratch))
+                let (reader, taken) = (Arc::clone(self), wants.get(run.clone()).unwrap_or_default().to_vec());
+                (run.len(), self.pool.ask(move |scratch| reader.fetcher.fetch(&taken, scratch)))
             })
             .collect();
-        let mut chunks =
-            self.pool.here(|scratch| self.fetcher.fetch(wants.get(first.clone()).unwrap_or_default(), scratch));
-        for answer in waiting {
-            chunks.extend(answer.wait());
+        let taken = wants.get(first.clone()).unwrap_or_default();
+        let mut chunks = self.pool.here(first.len(), |scratch| self.fetcher.fetch(taken, scratch));
+        for (due, answer) in waiting {
+            chunks.extend(answer.wait(due));
         }
-        // A job that died answers with nothing.
-        chunks.resize_with(wants.len(), || Err(Error::internal("a thread died while fetching chunks")));
         chunks
     }
 

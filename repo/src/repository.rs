@@ -83,8 +83,8 @@ impl Repository {
             _ => e,
         })?;
         Descriptor::check_format(&bytes)?;
-        let keys = open_slots(&*backend, credential)?;
-        let (descriptor, mut access) = Descriptor::decode(&keys, &bytes)?;
+        let (keys, (descriptor, mut access)) =
+            open_slots(&*backend, credential, |keys| Descriptor::decode(keys, &bytes))?;
         for feature in list_sorted(&*backend, "features/")? {
             access = access.and(features::access_with(&feature.name)?);
         }
@@ -219,6 +219,12 @@ impl Repository {
         Ok(self.certificates())
     }
 
+    /// All certificates there are now: for whoever goes through what many writers wrote.
+    pub fn all_certificates(&self) -> Result<Arc<Certificates>> {
+        self.load_certificates()?;
+        Ok(self.certificates())
+    }
+
     /// Reads all certificates; whether there was a new one. A damaged one is left out, so that it takes down what its own
     /// writer signed and nothing else; [`crate::verify`] names it.
     fn load_certificates(&self) -> Result<bool> {
@@ -294,18 +300,25 @@ fn list_slots(backend: &dyn Backend) -> Result<Vec<SlotId>> {
     Ok(objects.iter().filter_map(|o| o.name.strip_prefix(key_slot::PREFIX)?.parse().ok()).collect())
 }
 
-/// Tries the slots of the credential's kind until one opens.
-fn open_slots(backend: &dyn Backend, credential: &Credential) -> Result<Keys> {
-    let mut damaged = None;
+/// Tries the slots of the credential's kind until one opens with keys that `accept` accepts: a slot that a crash left behind
+/// while the repository was made opens, too, and its keys are another repository's.
+fn open_slots<T>(
+    backend: &dyn Backend,
+    credential: &Credential,
+    accept: impl Fn(&Keys) -> Result<T>,
+) -> Result<(Keys, T)> {
+    let mut refused = None;
     for id in list_slots(backend)? {
-        match backend.get(&key_slot::object_name(id)).and_then(|bytes| key_slot::open_slot(id, &bytes, credential)) {
-            Ok(keys) => return Ok(keys),
+        let opened =
+            backend.get(&key_slot::object_name(id)).and_then(|bytes| key_slot::open_slot(id, &bytes, credential));
+        match opened.and_then(|keys| accept(&keys).map(|accepted| (keys, accepted))) {
+            Ok(found) => return Ok(found),
             Err(e) if e.kind() == Kind::WrongKey => {}
-            Err(e) => damaged = Some(e),
+            Err(e) => refused = Some(e),
         }
     }
     // A damaged slot may be the one this credential opens: that is worth more than "wrong passphrase".
-    Err(damaged.unwrap_or_else(|| {
+    Err(refused.unwrap_or_else(|| {
         let what = credential.noun();
         Error::new(Kind::WrongKey, format!("this {what} opens no key slot of {}", backend.location()))
     }))

@@ -19,7 +19,7 @@ mod packer;
 use crate::cancel::Cancel;
 use crate::cbor::Map;
 use crate::crew;
-use crate::disk_map::{Hint, Leaf, LeafContent, LeafEntry, Node};
+use crate::disk_map::{Geometry, Hint, Leaf, LeafContent, LeafEntry, Node};
 use crate::error::{Error, Kind, Result};
 use crate::index::{Index, Trust};
 use crate::location::{Location, PackKind};
@@ -215,7 +215,7 @@ impl Writer {
             crew::join(workers, assembled)
         })?;
         let size = source.size()?;
-        let (root, unreadable) = assembly.finish(size, &mut self.packer)?;
+        let (root, unreadable) = assembly.finish(size, geometry, &mut self.packer)?;
         let DiskSpec { name, block_size, platform } = spec;
         self.disks.push(Disk { name, size, block_size, root, token: None, platform, unreadable });
         Ok(())
@@ -321,9 +321,13 @@ impl Assembly {
     }
 
     /// The root's raw bytes and how much was unreadable.
-    fn finish(self, size: u64, packer: &mut Packer) -> Result<(Vec<u8>, u64)> {
-        if !self.waiting.is_empty() {
-            return Err(Error::internal(format!("window {} was never handed out", self.next)));
+    fn finish(self, size: u64, geometry: Geometry, packer: &mut Packer) -> Result<(Vec<u8>, u64)> {
+        let due = geometry.windows(size);
+        if !self.waiting.is_empty() || self.next != due {
+            return Err(Error::internal(format!(
+                "the source did not hand out window {} of the {due} that a disk of {size} bytes has",
+                self.next
+            )));
         }
         Ok((self.tree.finish(size, &mut |raw| packer.node(raw))?, self.unreadable))
     }

@@ -62,7 +62,7 @@ fn check(repo: &Arc<Repository>, index: &Arc<Index>, a: &[u8], b: &[u8]) -> Vec<
     let (old_size, new_size) = (a.len() as u64, b.len() as u64);
     assert_eq!(totals, DiffTotals { old_size, new_size, changed, ranges: ranges.len() as u64 });
     let mut outside = 0;
-    for range in ranges.iter().cloned().chain([old_size.max(new_size)..u64::MAX]) {
+    for range in ranges.iter().cloned().chain(std::iter::once(old_size.max(new_size)..u64::MAX)) {
         for at in outside..usize::try_from(range.start).unwrap() {
             assert_eq!(byte(a, at), byte(b, at), "byte {at} changed and was not reported");
         }
@@ -88,7 +88,8 @@ fn growth_shrinkage_and_levels() {
     }
     let mut tail = vec![0; 258 << 20];
     *tail.last_mut().unwrap() = 1;
-    assert_eq!(check(&repo, &index, &[], &tail), [(258 << 20) - 4096..258 << 20]);
+    let last_block = (258 << 20) - 4096..258 << 20;
+    assert_eq!(check(&repo, &index, &[], &tail), [last_block]);
 }
 
 #[test]

@@ -5,9 +5,10 @@
 mod bench;
 
 use bench::{Bench, Image, at, back_up, image, pass, read_all};
-use coffer_repo::backend::Backend;
 use coffer_repo::backend::memory::Memory;
+use coffer_repo::backend::{Backend, Put};
 use coffer_repo::cancel::Cancel;
+use coffer_repo::entropy::Seeded;
 use coffer_repo::key_slot::{Credential, PassphraseCost, SlotOptions};
 use coffer_repo::reader::{MapContent, Reader, ReaderOptions};
 use coffer_repo::repository::Repository;
@@ -195,6 +196,88 @@ fn a_failing_source_commits_nothing() {
     assert!(e.to_string().contains("bytes 3 to 4"), "{e:?}");
     drop(writer);
     assert!(repo.points().unwrap().snapshots.is_empty());
+}
+
+/// A range that could not be read belongs to no chunk, whatever the source left in its buffer.
+#[test]
+fn what_is_unreadable_is_an_error_to_read_and_nothing_else_is() {
+    struct Holed(AtomicU64);
+    impl WindowSource for Holed {
+        fn next(&self, window: &mut Window) -> Result<Filled> {
+            let i = self.0.fetch_add(1, Ordering::Relaxed);
+            if i >= 2 {
+                return Ok(Filled::End);
+            }
+            window.make_room(if i == 0 { 1 << 20 } else { 50_000 }).fill(7);
+            window.unreadable.push(if i == 0 { 8192..16_384 } else { 49_152..50_000 });
+            Ok(Filled::Bytes(i))
+        }
+        fn size(&self) -> Result<u64> {
+            Ok((1 << 20) + 50_000)
+        }
+    }
+    let (bench, repo) = Bench::new();
+    let index = bench.index(&repo);
+    let options = WriterOptions { workers: 1, ..WriterOptions::default() };
+    let mut writer = Writer::begin(&repo, &index, "web", None, Identity::default(), options, at(1)).unwrap();
+    let spec = DiskSpec { name: "d".into(), block_size: 512, platform: None };
+    writer.disk(spec, &Holed(AtomicU64::new(0)), &Cancel::default()).unwrap();
+    let snapshot = writer.commit(vec![]).unwrap();
+    let reader = Reader::new(Arc::clone(&repo), ReaderOptions::default()).unwrap();
+    let disk = reader.disk(&snapshot, "d").unwrap();
+    for (start, end, readable) in [
+        (0, 8192, true),
+        (8192, 16_384, false),
+        (16_384, (1 << 20) + 49_152, true),
+        ((1 << 20) + 49_152, (1 << 20) + 50_000, false),
+    ] {
+        let mut bytes = vec![0; end - start];
+        let read = disk.read_at(start as u64, &mut bytes);
+        assert_eq!(read.is_ok(), readable, "{start} to {end}: {read:?}");
+        assert!(!readable || bytes == vec![7; end - start], "{start} to {end}");
+    }
+}
+
+/// What a source leaves out must not become zeroes.
+#[test]
+fn a_source_that_ends_early_commits_nothing() {
+    struct Short(AtomicU64);
+    impl WindowSource for Short {
+        fn next(&self, window: &mut Window) -> Result<Filled> {
+            let i = self.0.fetch_add(1, Ordering::Relaxed);
+            if i >= 3 {
+                return Ok(Filled::End);
+            }
+            window.make_room(1 << 20).fill(7);
+            Ok(Filled::Bytes(i))
+        }
+        fn size(&self) -> Result<u64> {
+            Ok((3 << 20) + 1)
+        }
+    }
+    let (bench, repo) = Bench::new();
+    let index = bench.index(&repo);
+    let mut writer =
+        Writer::begin(&repo, &index, "web", None, Identity::default(), WriterOptions::default(), at(1)).unwrap();
+    let spec = DiskSpec { name: "d".into(), block_size: 512, platform: None };
+    let e = writer.disk(spec, &Short(AtomicU64::new(0)), &Cancel::default()).unwrap_err();
+    assert!(e.to_string().contains("did not hand out window 3 of the 4"), "{e:?}");
+}
+
+/// Making a repository again after a crash leaves two slots that the passphrase opens; one of them is the repository's.
+#[test]
+fn a_slot_left_behind_by_a_crash_does_not_lock_anybody_out() {
+    for seed in 100..108 {
+        let (bench, repo) = Bench::new();
+        let left =
+            Repository::init(Arc::new(Memory::default()), Bench::options(), Arc::new(Seeded::new(seed))).unwrap();
+        for slot in coffer_repo::backend::list_sorted(left.backend(), "keys/").unwrap() {
+            let bytes = left.backend().get(&slot.name).unwrap();
+            assert_eq!(bench.memory.put(&slot.name, &[&bytes]).unwrap(), Put::Created);
+        }
+        assert_eq!(bench.open(&pass("secret")).unwrap().keys().repo(), repo.keys().repo(), "seed {seed}");
+        assert_eq!(bench.open(&pass("wrong")).unwrap_err().kind(), Kind::WrongKey);
+    }
 }
 
 #[test]

@@ -53,7 +53,8 @@ fn unreadable(repo: &Arc<Repository>, points: &[Snapshot]) -> Hurt {
         for disk in &point.disks {
             let key = (point.id(), disk.name.clone());
             let Ok(open) = reader.disk(point, &disk.name) else {
-                hurt.insert(key, vec![0..disk.size]);
+                let whole = 0..disk.size;
+                hurt.insert(key, vec![whole]);
                 continue;
             };
             let mut ranges = Vec::new();
@@ -247,8 +248,8 @@ fn a_leaf_that_leads_to_the_wrong_place_is_found() {
         assert_eq!(problem.object, pack::name(PackKind::Data, pack));
         let [harm] = &problem.hurts[..] else { panic!("{report:#?}") };
         assert_eq!((harm.snapshot, harm.disk.as_str(), harm.workload.as_str()), (name.id, "d", "web"));
-        let end = entry.end_bytes().min(bytes.len() as u64);
-        assert_eq!(harm.ranges, [entry.start_bytes()..end]);
+        let due = entry.start_bytes()..entry.end_bytes().min(bytes.len() as u64);
+        assert_eq!(harm.ranges, [due]);
         assert_eq!(reported(&report), unreadable(&repo, &repo.points().unwrap().snapshots));
     }
 }
@@ -316,10 +317,12 @@ fn a_damaged_certificate_hurts_its_own_writer_only() {
     assert!(named.iter().all(|n| !n.starts_with(&points[1].1.name.to_string())), "{named:#?}");
 }
 
+type Act = Box<dyn FnOnce(&Memory) + Send>;
+
 /// Acts once, when a pack's table of contents is first read.
 struct Meanwhile {
     inner: Arc<Memory>,
-    act: Mutex<Option<Box<dyn FnOnce(&Memory) + Send>>>,
+    act: Mutex<Option<Act>>,
 }
 
 impl std::fmt::Debug for Meanwhile {

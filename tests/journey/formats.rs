@@ -44,4 +44,7 @@ fn every_image_format_is_the_disk_in_it() {
     let restored = File::create(coffer.path("piped.raw")).unwrap();
     assert!(coffer.command(&["restore", "pipe@latest", "--to", "-"]).stdout(restored).status().unwrap().success());
     coffer.assert_same("disk.raw", "piped.raw");
+
+    let left: Vec<_> = std::fs::read_dir(coffer.path("scratch")).unwrap().collect();
+    assert!(left.is_empty(), "sockets of qemu-nbd stayed behind: {left:?}");
 }

@@ -1,10 +1,8 @@
 //! A machine is backed up, and boots from its backup as it is; every outside program sees the disk that was backed up.
 
 use coffer_tests::coffer::Coffer;
-use coffer_tests::image;
 use coffer_tests::program::{Running, outside, run};
-use serde_json::Value;
-use std::ops::Range;
+use coffer_tests::{image, nbd};
 use std::path::PathBuf;
 
 const EXPORT: &str = "nbd+unix:///root?socket=nbd.sock";
@@ -23,21 +21,6 @@ fn boot(coffer: &Coffer, kernel: &str, disk: &str) -> String {
         .args(["-append", "console=ttyS0 quiet panic=-1 mitigations=off", "-snapshot"])
         .args(["-drive", &format!("file={disk},format=raw,if=virtio")]);
     run(&mut qemu)
-}
-
-/// What `nbdinfo --map` calls data.
-fn data(coffer: &Coffer, uri: &str) -> Vec<Range<u64>> {
-    let map: Vec<Value> = serde_json::from_str(&run(coffer.outside("nbdinfo").args(["--map", "--json", uri]))).unwrap();
-    let mut found = Vec::new();
-    for extent in map {
-        let field = |name: &str| extent[name].as_u64().unwrap();
-        match field("type") {
-            0 => image::join(&mut found, field("offset")..field("offset") + field("length")),
-            3 => {}
-            other => panic!("neither data nor a hole that reads as zero: {other}"),
-        }
-    }
-    found
 }
 
 #[test]
@@ -61,7 +44,7 @@ fn a_guest_boots_from_its_backup() {
     run(coffer.outside("qemu-img").args(["compare", "-f", "raw", "-F", "raw", "root.raw", EXPORT]));
     run(coffer.outside("nbdcopy").args([EXPORT, "copied.raw"]));
     coffer.assert_same("root.raw", "copied.raw");
-    assert_eq!(data(&coffer, EXPORT), image::stretches(&coffer.path("root.raw")));
+    assert_eq!(nbd::data(&mut coffer.outside("nbdinfo"), EXPORT), image::stretches(&coffer.path("root.raw")));
     let ended = server.terminate();
     assert!(ended.status.success(), "{ended}");
 

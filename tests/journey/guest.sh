@@ -7,6 +7,7 @@
 # Needs: busybox-static cpio kmod e2fsprogs, and root for device nodes.
 set -euo pipefail
 
+PATH=$PATH:/usr/sbin:/sbin
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 

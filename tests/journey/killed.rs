@@ -7,7 +7,8 @@ use coffer_repo::sealed::ObjectKind;
 use coffer_tests::coffer::Coffer;
 use coffer_tests::dice::Dice;
 use coffer_tests::image::{self, MIB};
-use coffer_tests::program::{NbdKit, Running, run};
+use coffer_tests::nbd::NbdKit;
+use coffer_tests::program::{Running, run};
 use std::sync::Arc;
 
 const SEED: u64 = 20_261;
@@ -33,6 +34,7 @@ fn published(coffer: &Coffer) -> u64 {
 
 #[test]
 fn a_killed_backup_goes_on_where_it_was() {
+    println!("seed {SEED}");
     let coffer = Coffer::new();
     image::make(&coffer.path("before.raw"), 8 * MIB, &[0..8 * MIB], SEED);
     coffer.run(&["backup", "-w", "web", "vda=before.raw"]);
@@ -68,7 +70,8 @@ fn a_killed_backup_goes_on_where_it_was() {
     assert_eq!(done["new_bytes"], SIZE - named, "{done}");
     assert_eq!(done["reused"], named, "{done}");
     assert_eq!(coffer.snapshots().len(), points.len() + 1);
-    coffer.run(&["restore", "web@latest", "--to", "restored.raw"]);
-    run(coffer.outside("qemu-img").args(["compare", "-f", "raw", "-F", "raw", "restored.raw", &server.uri]));
     coffer.assert_restores("web@-1", "before.raw");
+    let _export = coffer.start(&["serve", "nbd", "--listen", "unix:nbd.sock", "vda=web@latest"], "listening on");
+    let export = "nbd+unix:///vda?socket=nbd.sock";
+    run(coffer.outside("qemu-img").args(["compare", "-f", "raw", "-F", "raw", export, &server.uri]));
 }

@@ -2,12 +2,14 @@
 
 use coffer_tests::coffer::Coffer;
 use coffer_tests::image::{self, MIB};
-use coffer_tests::program::{NbdKit, attempt, run};
+use coffer_tests::nbd::{self, NbdKit};
+use coffer_tests::program::attempt;
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 const SIZE: u64 = 4 * MIB;
+const EXPORT: &str = "nbd+unix:///vda?socket=nbd.sock";
 /// Two blocks.
 const LOST: Range<u64> = MIB + 12_288..MIB + 20_480;
 
@@ -26,17 +28,18 @@ fn what_cannot_be_read_is_named_and_stays_an_error() {
     let server = NbdKit::start(&coffer.path("."), &["eval", &format!("get_size=echo {SIZE}"), &pread]);
     let source = format!("vda={}", server.uri);
 
-    let start = LOST.start.to_string();
-    coffer.fails(&["backup", "-w", "web", &source], &["vda", &start]);
+    // The source's request that failed, and the way out.
+    coffer.fails(&["backup", "-w", "web", &source], &["disk vda", "at offset 1048576: EIO", "keeping going"]);
     assert!(coffer.snapshots().is_empty());
 
     let made = coffer.warned(&["backup", "-w", "web", "--keep-going", &source]);
     let ranges = serde_json::json!([[LOST.start, LOST.end]]);
     assert_eq!(made["unreadable"]["vda"]["ranges"], ranges, "{made}");
     assert_eq!(made["snapshot"]["disks"][0]["unreadable"], LOST.end - LOST.start, "{made}");
-    assert!(made["warnings"].to_string().contains(&start), "{made}");
+    let named = format!("{} to {}", LOST.start, LOST.end);
+    assert!(made["warnings"].to_string().contains(&named), "{made}");
 
-    coffer.fails(&["restore", "web@latest", "--to", "failed.raw"], &["vda", &start, "--keep-going"]);
+    coffer.fails(&["restore", "web@latest", "--to", "failed.raw"], &[&named, "--keep-going"]);
     let restored = coffer.warned(&["restore", "web@latest", "--to", "restored.raw", "--keep-going"]);
     assert_eq!(restored["unreadable"]["ranges"], ranges, "{restored}");
     let zeroes = vec![0; usize::try_from(LOST.end - LOST.start).unwrap()];
@@ -47,7 +50,7 @@ fn what_cannot_be_read_is_named_and_stays_an_error() {
     let read = |range: Range<u64>| {
         let command = format!("read {} {}", range.start, range.end - range.start);
         let mut qemu_io = coffer.outside("qemu-io");
-        attempt(qemu_io.args(["-r", "-f", "raw", "-c", &command, "nbd+unix:///vda?socket=nbd.sock"]))
+        attempt(qemu_io.args(["-r", "-f", "raw", "-c", &command, EXPORT]))
     };
     for lost in [LOST, LOST.start..LOST.start + 512, LOST.end - 512..LOST.end, LOST.start - 4096..LOST.end + 4096] {
         let ended = read(lost);
@@ -57,5 +60,7 @@ fn what_cannot_be_read_is_named_and_stays_an_error() {
         let ended = read(readable);
         assert!(ended.status.success() && !ended.out.contains("error"), "{ended}");
     }
-    run(coffer.outside("nbdinfo").args(["--map", "nbd+unix:///vda?socket=nbd.sock"]));
+    // What is lost is no hole, and nobody is to skip it.
+    let data = nbd::data(&mut coffer.outside("nbdinfo"), EXPORT);
+    assert_eq!(data, [0..SIZE / 2, 3 * MIB..SIZE]);
 }

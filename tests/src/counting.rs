@@ -29,9 +29,9 @@ impl<B> Counting<B> {
         Counting { inner, reads: AtomicU64::new(0), lists: AtomicU64::new(0) }
     }
 
-    /// The counts since the last call of this.
-    pub fn take(&self) -> Counts {
-        Counts { reads: self.reads.swap(0, Ordering::Relaxed), lists: self.lists.swap(0, Ordering::Relaxed) }
+    /// The counts so far.
+    pub fn counts(&self) -> Counts {
+        Counts { reads: self.reads.load(Ordering::Relaxed), lists: self.lists.load(Ordering::Relaxed) }
     }
 
     fn read(&self) -> &B {

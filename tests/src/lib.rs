@@ -8,5 +8,6 @@ pub mod disk;
 pub mod golden;
 pub mod image;
 pub mod kernel;
+pub mod nbd;
 pub mod program;
 pub mod rig;

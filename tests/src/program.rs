@@ -9,7 +9,6 @@
 use std::fs::File;
 use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -179,25 +178,6 @@ impl Drop for Running {
         // It may have ended, and been waited for, already.
         let _ = self.child.kill();
         let _ = self.child.wait();
-    }
-}
-
-/// An nbdkit server on a socket of its own.
-pub struct NbdKit {
-    _running: Running,
-    /// Where its export is.
-    pub uri: String,
-}
-
-impl NbdKit {
-    /// Starts it in `folder` with these filters, plugin and parameters, and waits until it listens.
-    pub fn start(folder: &Path, arguments: &[&str]) -> NbdKit {
-        let socket = folder.join("nbdkit.sock");
-        let mut command = outside("nbdkit");
-        command.args(["--foreground", "--readonly", "--unix"]).arg(&socket).args(arguments);
-        let mut running = Running::start(&mut command);
-        running.wait_until("a socket", |_| socket.exists());
-        NbdKit { _running: running, uri: format!("nbd+unix:///?socket={}", socket.display()) }
     }
 }
 

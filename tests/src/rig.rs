@@ -80,12 +80,12 @@ pub fn open_index(repo: &Repository, dir: &Path) -> Result<Arc<Index>> {
 
 /// Learns the index deltas that are not known yet.
 pub fn learn(repo: &Repository, index: &Index) -> Result<SyncReport> {
-    index.sync(repo.backend(), repo.keys(), &*repo.certificates(), &mut |_, _| Ok(()))
+    index.sync(repo.backend(), repo.keys(), &repo.certificates(), &mut |_, _| Ok(()))
 }
 
 /// Learns the packs that no index delta tells of.
 pub fn learn_packs(repo: &Repository, index: &Index) -> Result<SyncReport> {
-    index.sync_packs(repo.backend(), repo.keys(), &*repo.certificates(), &mut |_, _| Ok(()))
+    index.sync_packs(repo.backend(), repo.keys(), &repo.certificates(), &mut |_, _| Ok(()))
 }
 
 /// One backup.

@@ -96,7 +96,7 @@ impl Context {
 
     /// Brings an index in step with the repository.
     pub(crate) fn learn(&self, repo: &Repository, index: &Index) -> Result<()> {
-        let (backend, keys, certificates) = (repo.backend(), repo.keys(), repo.certificates());
+        let (backend, keys, certificates) = (repo.backend(), repo.keys(), repo.all_certificates()?);
         let report = self
             .terminal
             .counting("reading index deltas", |progress| index.sync(backend, keys, &certificates, progress))?;

@@ -36,16 +36,22 @@ impl Arguments {
         let clock = Arc::new(move || environment::now().unwrap_or(started));
         let catalog = RepositoryCatalog::new(repo, reader, environment::identity(), clock, Arc::clone(&report));
         let options = MountOptions { allow_other: self.allow_other, ..MountOptions::default() };
+        let stopped = signal::stopped(&context.terminal)?;
         let session = Arc::new(Session::mount(&self.folder, Arc::new(catalog), options, report)?);
         context.terminal.notice(format_args!("mounted at {}; SIGINT or SIGTERM ends it", self.folder.display()));
-
-        let (stopped, terminal) = (Arc::clone(&session), Arc::clone(&context.terminal));
-        let stop = move || match stopped.stop() {
-            Ok(Detached::Clean) => {}
-            Ok(Detached::InUse) => terminal.notice("files are open; this ends when the last of them is closed"),
-            Err(e) => terminal.notice(describe(&e)),
+        let (ending, terminal) = (Arc::clone(&session), Arc::clone(&context.terminal));
+        let stop = move || {
+            // An error says that the thread that listens is gone: then only an unmount ends it.
+            if stopped.recv().is_err() {
+                return;
+            }
+            match ending.stop() {
+                Ok(Detached::Clean) => {}
+                Ok(Detached::InUse) => terminal.notice("files are open; this ends when the last of them is closed"),
+                Err(e) => terminal.notice(describe(&e)),
+            }
         };
-        signal::on_stop(&context.terminal, move || drop(std::thread::spawn(stop)))?;
+        std::thread::spawn(stop);
         Ok(session.wait()?)
     }
 }

@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::net::ToSocketAddrs;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 
 /// Permission bits of a socket file: its owner's only.
 const SOCKET_MODE: u32 = 0o600;
@@ -74,12 +74,8 @@ impl Arguments {
 impl Nbd {
     fn run(&self, context: &Context) -> Result<()> {
         let listener = self.listen.listener()?;
+        let stopped = signal::stopped(&context.terminal)?;
         let exports = self.exports(context)?;
-        let (stop, stopped) = mpsc::channel();
-        signal::on_stop(&context.terminal, move || {
-            // The receiver waits for just this.
-            let _ = stop.send(());
-        })?;
         let terminal = Arc::clone(&context.terminal);
         let report: Report = Arc::new(move |error| terminal.notice(describe(error)));
         let options = ServerOptions { report: Some(report), ..ServerOptions::default() };

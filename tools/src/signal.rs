@@ -9,9 +9,28 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
 
-/// Calls `end` at the first signal. It has to return at once, for the second signal to be heard.
-pub(crate) fn on_stop(terminal: &Arc<Terminal>, end: impl FnOnce() + Send + 'static) -> Result<()> {
+/// A flag that the first signal sets.
+pub(crate) fn cancel(terminal: &Arc<Terminal>) -> Result<Cancel> {
+    let cancel = Cancel::default();
+    let flag = cancel.clone();
+    on_first(terminal, move || flag.cancel())?;
+    Ok(cancel)
+}
+
+/// What receives once the first signal came.
+pub(crate) fn stopped(terminal: &Arc<Terminal>) -> Result<Receiver<()>> {
+    let (stop, stopped) = channel();
+    on_first(terminal, move || {
+        // Whoever does not receive any more is ending anyway.
+        let _ = stop.send(());
+    })?;
+    Ok(stopped)
+}
+
+/// Calls `end`, which returns at once, at the first signal.
+fn on_first(terminal: &Arc<Terminal>, end: impl FnOnce() + Send + 'static) -> Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(|e| Error::io("listening for signals", e))?;
     let terminal = Arc::clone(terminal);
     let mut end = Some(end);
@@ -34,12 +53,4 @@ pub(crate) fn on_stop(terminal: &Arc<Terminal>, end: impl FnOnce() + Send + 'sta
         .spawn(listen)
         .map_err(|e| Error::io("starting the thread that listens for signals", e))?;
     Ok(())
-}
-
-/// A flag that the first signal sets.
-pub(crate) fn cancel(terminal: &Arc<Terminal>) -> Result<Cancel> {
-    let cancel = Cancel::default();
-    let flag = cancel.clone();
-    on_stop(terminal, move || flag.cancel())?;
-    Ok(cancel)
 }

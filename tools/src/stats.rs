@@ -80,7 +80,7 @@ fn text(found: &Stats) -> String {
     });
     let Size { chunks, raw, stored } = found.total;
     format!(
-        "{}\n{}\n{} points of {} show {}; they are made of {} in {chunks} distinct chunks, stored in {}\n",
+        "{}\n{}\n{} points in {} workloads, {} in all: made of {} in {chunks} distinct chunks, stored in {}\n",
         output::table(&["id", "point", "size", "only its own", "stored"], 2, points),
         output::table(&["workload", "points", "size", "only its own", "stored"], 1, workloads),
         found.points.len(),

@@ -145,8 +145,10 @@ impl<'a> WindowFeed<'a> {
                 Ok(()) => {}
                 Err(ReadFault::Bytes(_)) if self.options.keep_going => self.salvage(run, out, &mut lost)?,
                 Err(ReadFault::Bytes(error)) => {
-                    let way_out = "keeping going would record the bytes as unreadable";
-                    return Err(error.within(format!("bytes {} to {} ({way_out})", run.start, run.end)));
+                    return Err(error.within(format!(
+                        "bytes {} to {} cannot all be read (keeping going would find out which, and record them as lost)",
+                        run.start, run.end
+                    )));
                 }
                 Err(ReadFault::Source(error)) => {
                     return Err(error.within(format!("bytes {} to {}", run.start, run.end)));

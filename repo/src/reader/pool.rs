@@ -7,6 +7,7 @@
 use super::fetch::Scratch;
 use crate::error::{Error, Kind, Result};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 
 type Job = Box<dyn FnOnce(&mut Scratch) + Send>;
@@ -22,13 +23,20 @@ pub(super) struct Pool {
 }
 
 /// A job's answer, on its way.
-pub(super) struct Answer<T>(Receiver<Vec<T>>);
+pub(super) struct Answer<T>(Receiver<Vec<Result<T>>>);
 
 impl<T> Answer<T> {
-    /// Nothing when the job died.
-    pub(super) fn wait(self) -> Vec<T> {
-        self.0.recv().unwrap_or_default()
+    /// The `due` results of the job, in order, whatever became of it: another number would put the results of the next job in
+    /// the place of its own.
+    pub(super) fn wait(self, due: usize) -> Vec<Result<T>> {
+        complete(self.0.recv().unwrap_or_default(), due)
     }
+}
+
+/// Exactly `due` results: errors for those that a job that died, or found no memory, did not give.
+fn complete<T>(mut results: Vec<Result<T>>, due: usize) -> Vec<Result<T>> {
+    results.resize_with(due, || Err(Error::internal("a thread died while fetching chunks")));
+    results
 }
 
 impl Pool {
@@ -39,7 +47,13 @@ impl Pool {
             let (queue, mut scratch) = (queue.clone(), Scratch::new()?);
             std::thread::Builder::new()
                 .name(format!("fetch-{i}"))
-                .spawn(move || queue.iter().for_each(|job| job(&mut scratch)))
+                .spawn(move || {
+                    for job in queue {
+                        // A job that panics fails by itself: a thread less would leave what waits in the queue waiting for
+                        // ever. The buffers hold nothing that the next job does not overwrite.
+                        let _ = catch_unwind(AssertUnwindSafe(|| job(&mut scratch)));
+                    }
+                })
                 .map_err(|e| Error::new(Kind::Unavailable, "starting a thread").with_source(e))?;
         }
         Ok(Pool { jobs, spare: Mutex::new(Vec::new()), keep: threads * 2 })
@@ -48,12 +62,12 @@ impl Pool {
     /// Runs `job` in the pool, or here when the queue is full.
     pub(super) fn ask<T: Send + 'static>(
         &self,
-        job: impl FnOnce(&mut Scratch) -> Vec<T> + Send + 'static,
+        job: impl FnOnce(&mut Scratch) -> Vec<Result<T>> + Send + 'static,
     ) -> Answer<T> {
         let (to, answer) = bounded(1);
         let job: Job = Box::new(move |scratch| drop(to.send(job(scratch))));
         if let Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) = self.jobs.try_send(job) {
-            self.here(|scratch| {
+            self.here(0, |scratch| {
                 job(scratch);
                 Vec::<Result<()>>::new()
             });
@@ -66,18 +80,35 @@ impl Pool {
         self.jobs.try_send(Box::new(job)).is_ok()
     }
 
-    /// Runs `job` in the caller's thread with a scratch buffer of the pool.
-    pub(super) fn here<T>(&self, job: impl FnOnce(&mut Scratch) -> Vec<Result<T>>) -> Vec<Result<T>> {
+    /// Runs `job` in the caller's thread with a scratch buffer of the pool; its `due` results, in order.
+    pub(super) fn here<T>(&self, due: usize, job: impl FnOnce(&mut Scratch) -> Vec<Result<T>>) -> Vec<Result<T>> {
         let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut scratch = match spare.map_or_else(Scratch::new, Ok) {
             Ok(scratch) => scratch,
-            Err(e) => return vec![Err(e)],
+            Err(e) => return (0..due).map(|_| Err(e.duplicate())).collect(),
         };
-        let answer = job(&mut scratch);
+        let answer = complete(job(&mut scratch), due);
         let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
         if spare.len() < self.keep {
             spare.push(scratch);
         }
         answer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_that_dies_leaves_the_others_their_places() {
+        let pool = Pool::start(1).unwrap();
+        let dead = pool.ask(|_| -> Vec<Result<u32>> { panic!("on purpose") });
+        let next = pool.ask(|_| vec![Ok(3)]);
+        let mut results = dead.wait(2);
+        results.extend(next.wait(1));
+        results.extend(pool.here(2, |_| vec![Ok(4)]));
+        let shown: Vec<_> = results.into_iter().map(|r| r.map_err(|e| e.kind())).collect();
+        assert_eq!(shown, [Err(Kind::Internal), Err(Kind::Internal), Ok(3), Ok(4), Err(Kind::Internal)]);
     }
 }

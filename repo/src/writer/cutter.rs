@@ -111,6 +111,12 @@ impl Cutter<'_> {
         let len = buffer.bytes.len();
         self.progress.read.fetch_add(len as u64, Relaxed);
         buffer.bytes.resize(len.next_multiple_of(BLOCK as usize), 0);
+        // No chunk may cover what was not read: whatever a source left there is nobody's content.
+        for range in &buffer.unreadable {
+            let unread =
+                buffer.bytes.get_mut(range.start as usize..(range.end as usize).next_multiple_of(BLOCK as usize));
+            unread.ok_or_else(|| Error::internal("a source could not read bytes outside of its window"))?.fill(0);
+        }
         let chunks = |piece| if let Piece::Chunk(range) = piece { Some(range) } else { None };
         let chunks: Vec<Range<usize>> = self.chunker.window(&buffer.bytes)?.filter_map(chunks).collect();
         let covered: usize = chunks.iter().map(ExactSizeIterator::len).sum();

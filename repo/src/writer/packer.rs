@@ -32,6 +32,9 @@ use std::time::{Duration, Instant};
 
 /// Stored bytes after which a delta is due, so that a killed run does not upload them again.
 const DELTA_BYTES: u64 = 256 << 20;
+/// Most entries of a delta that is not one pack's alone: 28 MiB of a record that may have 64. Chunks that compress to a few dozen
+/// bytes reach it long before [`DELTA_BYTES`].
+const DELTA_ENTRIES: usize = 1 << 20;
 /// Time after which a delta is due, if there is anything to say.
 const DELTA_AGE: Duration = Duration::from_secs(30);
 /// Node packs are small: a few nodes a gigabyte.
@@ -252,6 +255,10 @@ impl Packer {
             };
             self.in_flight -= 1;
             let (entries, mut buffer) = answer?;
+            let waiting: usize = self.durable.iter().map(|pack| pack.entries.len()).sum();
+            if waiting + entries.entries.len() > DELTA_ENTRIES {
+                self.publish()?;
+            }
             self.durable_bytes += entries.object_len;
             self.durable.push(entries);
             if self.buffers.is_empty() {
@@ -320,4 +327,51 @@ fn next_delta(repo: &Repository) -> Result<u64> {
 
 fn died() -> Error {
     Error::internal("a thread of the backup died")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::memory::Memory;
+    use crate::chunker::{DiskParams, StreamParams};
+    use crate::crypto::Aead;
+    use crate::entropy::Seeded;
+    use crate::index::IndexOptions;
+    use crate::key_slot::{Credential, PassphraseCost, SlotOptions};
+    use crate::repository::InitOptions;
+    use crate::time::Timestamp;
+
+    /// More tiny chunks than one delta may list: what would be one record too long is several.
+    #[test]
+    fn deltas_stay_within_the_length_of_a_record() {
+        let cost = PassphraseCost { memory_kib: 64, passes: 1, lanes: 1 };
+        let options = InitOptions {
+            credential: Credential::Passphrase("x".to_owned().into()),
+            slot: SlotOptions { label: "test".into(), created: Timestamp::from_seconds(1).unwrap(), cost },
+            disk: DiskParams::default(),
+            stream: StreamParams::default(),
+            aead: Aead::preferred(),
+        };
+        let repo = Arc::new(Repository::init(Arc::new(Memory::default()), options, Arc::new(Seeded::new(1))).unwrap());
+        let dir = tempfile::tempdir().unwrap();
+        let index = Arc::new(Index::open(dir.path(), repo.keys().repo(), IndexOptions::default()).unwrap());
+        let options = WriterOptions { pack_bytes: 8 << 20, ..WriterOptions::default() };
+        let mut packer = Packer::start(&repo, &index, Trust::Anyone, options, &Arc::default()).unwrap();
+        let chunks = DELTA_ENTRIES as u64 + 1000;
+        for n in 0..chunks {
+            let mut id = [0; 32];
+            id[..8].copy_from_slice(&n.to_be_bytes());
+            packer.chunk(ChunkId(id), Codec::Raw, 4, &[1, 2, 3, 4]).unwrap();
+        }
+        packer.finish().unwrap();
+        let mut listed = 0;
+        for object in crate::backend::list_sorted(repo.backend(), "index/").unwrap() {
+            let record = repo.get_record(ObjectKind::IndexDelta, &object.name).unwrap();
+            let delta = IndexDelta::counting(&object.name, &record, &repo.certificates()).unwrap();
+            let entries: usize = delta.packs.iter().map(|p| p.entries.len()).sum();
+            assert!(entries <= DELTA_ENTRIES, "{entries}");
+            listed += entries as u64;
+        }
+        assert_eq!(listed, chunks);
+    }
 }

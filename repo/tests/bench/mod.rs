@@ -64,7 +64,7 @@ pub struct Bench {
 impl Bench {
     /// Windows of 1 MiB.
     pub fn new() -> (Self, Arc<Repository>) {
-        Self::with(DiskParams { window: 1 << 20, ..DiskParams::default() })
+        Self::with(Self::options().disk)
     }
 
     /// Chunks of 16 KiB in the mean, so that small disks have many.
@@ -75,20 +75,21 @@ impl Bench {
     fn with(disk: DiskParams) -> (Self, Arc<Repository>) {
         let bench =
             Bench { memory: Arc::default(), dir: tempfile::tempdir().unwrap(), entropy: Arc::new(Seeded::new(7)) };
-        let slot = SlotOptions {
-            label: "test".into(),
-            created: at(1),
-            cost: PassphraseCost { memory_kib: 64, passes: 1, lanes: 1 },
-        };
-        let options = InitOptions {
-            credential: pass("secret"),
-            slot,
-            disk,
-            stream: StreamParams::default(),
-            aead: Aead::preferred(),
-        };
+        let options = InitOptions { disk, ..Self::options() };
         let repo = Repository::init(bench.memory.clone(), options, bench.entropy.clone()).unwrap();
         (bench, Arc::new(repo))
+    }
+
+    /// A repository that the passphrase "secret" opens, with windows of 1 MiB.
+    pub fn options() -> InitOptions {
+        let cost = PassphraseCost { memory_kib: 64, passes: 1, lanes: 1 };
+        InitOptions {
+            credential: pass("secret"),
+            slot: SlotOptions { label: "test".into(), created: at(1), cost },
+            disk: DiskParams { window: 1 << 20, ..DiskParams::default() },
+            stream: StreamParams::default(),
+            aead: Aead::preferred(),
+        }
     }
 
     pub fn open(&self, credential: &Credential) -> Result<Arc<Repository>> {

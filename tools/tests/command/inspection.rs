@@ -75,7 +75,7 @@ fn what_is_unique_is_counted_once() {
         assert_eq!((unique(list, "web"), unique(list, "db")), (json!(0), json!(1 << 20)), "{list}");
     }
     let text = stage.ok(&["stats"]);
-    assert!(text.contains("2 points of 2 show 3.00 MiB; they are made of 2.00 MiB"), "{text}");
+    assert!(text.contains("2 points in 2 workloads, 3.00 MiB in all: made of 2.00 MiB"), "{text}");
 }
 
 #[test]

@@ -94,6 +94,20 @@ fn a_writer_adds_points_and_does_no_more() {
     assert!(stage.read("full.raw") == disk(1));
 }
 
+#[test]
+fn what_a_killed_writer_left_is_known_and_relied_on_when_told_to() {
+    let stage = Stage::with_repository();
+    stage.ok(&["key", "export-writer", "--new-key-file", "writer"]);
+    stage.write("disk.raw", &disk(1));
+    stage.ok(&["--key-file", "writer", "backup", "-w", "web", "disk.raw"]);
+    std::fs::remove_dir_all(stage.path("r/snapshots")).unwrap();
+    // Its packs and deltas are there, and no claim that would tell of its certificate.
+    let all = stage.json(0, &["backup", "-w", "web", "disk.raw", "--dedup-scope", "all", "--dry-run"]);
+    assert_eq!((&all["new_bytes"], &all["warnings"]), (&serde_json::json!(0), &serde_json::json!([])));
+    let trusted = stage.json(0, &["backup", "-w", "web", "disk.raw"]);
+    assert_eq!(trusted["new_bytes"].as_u64().unwrap(), (2 << 20) + 4096);
+}
+
 /// `script` gives the program a terminal; what is typed there comes from a file.
 fn on_a_terminal(stage: &Stage, typed: &str, arguments: &str) -> (i32, String) {
     stage.write("typed", typed.as_bytes());

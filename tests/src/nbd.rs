@@ -1,0 +1,53 @@
+//! Network block devices of outside programs: a server to back up from, and a client's view of an export.
+//!
+//! Not here: what is served or expected. What holds: a server ends with its value.
+
+// A harness speaks by failing.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use crate::image;
+use crate::program::{Running, outside, run};
+use serde_json::Value;
+use std::ops::Range;
+use std::path::Path;
+use std::process::Command;
+
+/// An nbdkit server on a socket of its own.
+pub struct NbdKit {
+    _running: Running,
+    /// Where its export is.
+    pub uri: String,
+}
+
+impl NbdKit {
+    /// Starts it in `folder` with these filters, plugin and parameters, and waits until it listens.
+    pub fn start(folder: &Path, arguments: &[&str]) -> NbdKit {
+        let (socket, ready) = (folder.join("nbdkit.sock"), folder.join("nbdkit.pid"));
+        let mut command = outside("nbdkit");
+        command
+            .args(["--foreground", "--readonly", "--unix"])
+            .arg(&socket)
+            .arg("--pidfile")
+            .arg(&ready)
+            .args(arguments);
+        let mut running = Running::start(&mut command);
+        // Written once it accepts connections, which the socket's being there does not tell.
+        running.wait_until("its pid file", |_| ready.exists());
+        NbdKit { _running: running, uri: format!("nbd+unix:///?socket={}", socket.display()) }
+    }
+}
+
+/// Which bytes of an export `nbdinfo`, run by this command, sees data in; all else must be holes that read as zero.
+pub fn data(nbdinfo: &mut Command, uri: &str) -> Vec<Range<u64>> {
+    let map: Vec<Value> = serde_json::from_str(&run(nbdinfo.args(["--map", "--json", uri]))).unwrap();
+    let mut found = Vec::new();
+    for extent in map {
+        let field = |name: &str| extent[name].as_u64().unwrap();
+        match field("type") {
+            0 => image::join(&mut found, field("offset")..field("offset") + field("length")),
+            3 => {}
+            other => panic!("neither data nor a hole that reads as zero: {other}"),
+        }
+    }
+    found
+}
