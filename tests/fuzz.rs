@@ -1,12 +1,14 @@
-//! The fuzz driver: every decoder of untrusted bytes or text, fed with mutated inputs that it accepts. None panics, none allocates out
-//! of proportion to its input, and what is accepted is written again as it was, where the format promises one spelling.
+//! The fuzz driver: every decoder of untrusted bytes or text, fed with mutated inputs that it accepts. None panics,
+//! none allocates out of proportion to its input, and what is accepted is written again as it was, where the format
+//! promises one spelling.
 //!
-//! Not here: coverage guidance (cargo-fuzz, where there is a nightly compiler). What holds: everything follows from the seed; work is
-//! bounded by a count. More rounds: `COFFER_FUZZ_ROUNDS`; other mutations: `COFFER_FUZZ_SEED`.
+//! Not here: coverage guidance (cargo-fuzz, where there is a nightly compiler). What holds: everything follows from the
+//! seed; work is bounded by a count. More rounds: `COFFER_FUZZ_ROUNDS`; other mutations: `COFFER_FUZZ_SEED`.
 
-// Counting allocations takes an allocator, whose trait is unsafe: it passes every call on to the system's, unchanged. A test is a
-// program: it may read its environment.
-#![allow(unsafe_code, clippy::disallowed_methods)]
+#![allow(unsafe_code, reason = "the trait of allocators is unsafe; this one counts and passes calls on unchanged")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::disallowed_methods, reason = "a test is a program: it may read its environment")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "seeds are told, so that a failure can be repeated")]
 
 use coffer_gateway::nbd::proto::handshake::{self, Go, Info, MetaQuery};
 use coffer_gateway::nbd::proto::transmission::{self, Reply, Request};
@@ -77,13 +79,15 @@ enum Outcome {
     Respelt,
 }
 
+type Decode<'a> = dyn Fn(&[u8]) -> Outcome + 'a;
+
 /// A decoder with inputs that it accepts.
 struct Decoder<'a> {
     name: &'static str,
     inputs: Vec<Vec<u8>>,
     /// Bytes it may allocate whatever its input: what it decompresses into, say.
     allowance: usize,
-    decode: Box<dyn Fn(&[u8]) -> Outcome + 'a>,
+    decode: Box<Decode<'a>>,
 }
 
 impl<'a> Decoder<'a> {
@@ -552,7 +556,8 @@ fn messages_of_nbd() {
     drive_all(nbd());
 }
 
-/// The guard of the driver: it notices a panic, a wild allocation, a second spelling, and a decoder that takes everything.
+/// The guard of the driver: it notices a panic, a wild allocation, a second spelling, and a decoder that takes
+/// everything.
 #[test]
 fn the_driver_notices() {
     let input = || vec![b"CFOBJ\r\n\0 input".to_vec()];

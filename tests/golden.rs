@@ -1,11 +1,12 @@
-//! Frozen repositories of format version 1: this version reads them, and so does an independent reader, byte for byte alike.
+//! Frozen repositories of format version 1: this version reads them, and so does an independent reader, byte for byte
+//! alike.
 //!
-//! What holds: the files under `tests/golden/v1-*` are made once, by the ignored test at the end of this file, and are never
-//! made again: a repository written by any released version stays readable. Contents in the manifests come from what was
-//! backed up, not from what was read back.
+//! What holds: the files under `tests/golden/v1-*` are made once, by the ignored test at the end of this file, and are
+//! never made again: a repository written by any released version stays readable. Contents in the manifests come from
+//! what was backed up, not from what was read back.
 
-// A test is a program: it may read its environment.
-#![allow(clippy::disallowed_methods)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::disallowed_methods, reason = "a test is a program: it may read its environment")]
 
 use coffer_repo::Kind;
 use coffer_repo::backend::Backend;
@@ -178,7 +179,8 @@ fn run_reader(store: &Path, password_file: &Path, command: &[&str]) -> Output {
     python("reader.py", &all)
 }
 
-/// Runs a program of this folder with the interpreter that `make setup` prepared, or the one that `COFFER_PYTHON` names.
+/// Runs a program of this folder with the interpreter that `make setup` prepared, or the one that `COFFER_PYTHON`
+/// names.
 fn python(program: &str, arguments: &[&std::ffi::OsStr]) -> Output {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
     let prepared = tests.join("../target/venv/bin/python").into_os_string();
@@ -187,7 +189,8 @@ fn python(program: &str, arguments: &[&std::ffi::OsStr]) -> Output {
     output.unwrap_or_else(|e| panic!("{}: {e}; run 'make setup', or name one in COFFER_PYTHON", python.display()))
 }
 
-/// Makes the frozen repositories where there are none. Run once for each: `cargo test -p coffer-tests --test golden -- --ignored`.
+/// Makes the frozen repositories where there are none. Run once for each: `cargo test -p coffer-tests --test golden --
+/// --ignored`.
 #[test]
 #[ignore = "frozen files are made once"]
 fn make_what_is_not_there() {
