@@ -1,8 +1,12 @@
-//! Broken repositories: every object of a frozen one cut short, flipped, deleted and swapped; what is damaged is an error that names
-//! the object, what is not damaged stays readable, and never is a byte handed out that was not backed up.
+//! Broken repositories: every object of a frozen one cut short, flipped, deleted and swapped; what is damaged is an
+//! error that names the object, what is not damaged stays readable, and never is a byte handed out that was not backed
+//! up.
 //!
-//! Not here: what is stored of this: nothing; the damage is done in memory. What holds: small objects are cut at every length and
-//! flipped in every byte, large ones in a seeded sample, whose seed is printed.
+//! Not here: what is stored of this: nothing; the damage is done in memory. What holds: small objects are cut at every
+//! length and flipped in every byte, large ones in a seeded sample, whose seed is printed.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "seeds are told, so that a failure can be repeated")]
 
 use coffer_repo::backend::memory::Memory;
 use coffer_repo::backend::{Backend, Put, list_sorted};

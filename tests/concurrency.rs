@@ -1,10 +1,11 @@
-//! Several at once: backups of one workload from threads and from processes, the owner of an index and its guest, and a forget that
-//! meets a backup of the forgotten point's child.
+//! Several at once: backups of one workload from threads and from processes, the owner of an index and its guest, and a
+//! forget that meets a backup of the forgotten point's child.
 //!
-//! Not here: collectors. What holds: none of this loses a committed point or bytes of one; what cannot be committed says why.
+//! Not here: collectors. What holds: none of this loses a committed point or bytes of one; what cannot be committed
+//! says why.
 
-// A test is a program: it may read its environment.
-#![allow(clippy::disallowed_methods)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::disallowed_methods, reason = "a test is a program: it may read its environment")]
 
 use coffer_repo::Kind;
 use coffer_repo::backend::Backend;
@@ -103,8 +104,8 @@ fn an_owner_and_a_guest_back_up_at_once() {
     check_all(store, 3);
 }
 
-/// A parent that is forgotten while its child is under way: the child is not committed and says why, the bytes it sent are used by
-/// the next run, and other points stay.
+/// A parent that is forgotten while its child is under way: the child is not committed and says why, the bytes it sent
+/// are used by the next run, and other points stay.
 #[test]
 fn a_parent_forgotten_under_a_backup() {
     let store: Arc<dyn Backend> = Arc::new(Memory::default());

@@ -1,9 +1,12 @@
-//! The crash test: a machine dies at every storage operation of a flow in turn, before or after the operation took effect; the store
-//! that it leaves is opened again and looked at.
+//! The crash test: a machine dies at every storage operation of a flow in turn, before or after the operation took
+//! effect; the store that it leaves is opened again and looked at.
 //!
-//! What holds afterwards, whatever the operation: every committed snapshot reads back whole, nothing that was not committed is
-//! visible, everything whose call succeeded stays so, and the next backup succeeds and sends nothing again that had arrived.
-//! Not here: what file systems do in a crash (the local backend's own tests).
+//! What holds afterwards, whatever the operation: every committed snapshot reads back whole, nothing that was not
+//! committed is visible, everything whose call succeeded stays so, and the next backup succeeds and sends nothing again
+//! that had arrived. Not here: what file systems do in a crash (the local backend's own tests).
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "seeds are told, so that a failure can be repeated")]
 
 use coffer_repo::backend::faulty::{Counted, Fatal, Faulty, Plan, Stop};
 use coffer_repo::backend::memory::Memory;

@@ -1,11 +1,12 @@
-//! Frozen repositories of format version 1: this version reads them, and so does an independent reader, byte for byte alike.
+//! Frozen repositories of format version 1: this version reads them, and so does an independent reader, byte for byte
+//! alike.
 //!
-//! What holds: the files under `tests/golden/v1-*` are made once, by the ignored test at the end of this file, and are never
-//! made again: a repository written by any released version stays readable. Contents in the manifests come from what was
-//! backed up, not from what was read back.
+//! What holds: the files under `tests/golden/v1-*` are made once, by the ignored test at the end of this file, and are
+//! never made again: a repository written by any released version stays readable. Contents in the manifests come from
+//! what was backed up, not from what was read back.
 
-// A test is a program: it may read its environment.
-#![allow(clippy::disallowed_methods)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::disallowed_methods, reason = "a test is a program: it may read its environment")]
 
 use coffer_repo::Kind;
 use coffer_repo::backend::Backend;
@@ -139,7 +140,7 @@ fn an_independent_reader_finds_a_flipped_bit() {
 #[test]
 fn an_independent_implementation_gives_the_known_answers() {
     let vectors = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/vectors");
-    let output = python(&["vectors".as_ref(), vectors.as_ref()]);
+    let output = python("known_answers.py", &[vectors.as_ref()]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
@@ -175,19 +176,21 @@ fn reader_py(golden: &Golden, command: &[&str]) -> String {
 fn run_reader(store: &Path, password_file: &Path, command: &[&str]) -> Output {
     let mut all = vec![store.as_os_str(), "--password-file".as_ref(), password_file.as_os_str()];
     all.extend(command.iter().map(AsRef::<std::ffi::OsStr>::as_ref));
-    python(&all)
+    python("reader.py", &all)
 }
 
-/// Runs the independent reader with the interpreter that `make setup` prepared, or the one that `COFFER_PYTHON` names.
-fn python(arguments: &[&std::ffi::OsStr]) -> Output {
+/// Runs a program of this folder with the interpreter that `make setup` prepared, or the one that `COFFER_PYTHON`
+/// names.
+fn python(program: &str, arguments: &[&std::ffi::OsStr]) -> Output {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
     let prepared = tests.join("../target/venv/bin/python").into_os_string();
     let python = std::env::var_os("COFFER_PYTHON").unwrap_or(prepared);
-    let output = Command::new(&python).arg(tests.join("reader.py")).args(arguments).output();
+    let output = Command::new(&python).arg("-B").arg(tests.join(program)).args(arguments).output();
     output.unwrap_or_else(|e| panic!("{}: {e}; run 'make setup', or name one in COFFER_PYTHON", python.display()))
 }
 
-/// Makes the frozen repositories where there are none. Run once for each: `cargo test -p coffer-tests --test golden -- --ignored`.
+/// Makes the frozen repositories where there are none. Run once for each: `cargo test -p coffer-tests --test golden --
+/// --ignored`.
 #[test]
 #[ignore = "frozen files are made once"]
 fn make_what_is_not_there() {

@@ -1,14 +1,16 @@
 //! The reference model: a long random life of a repository beside a plain map of what it has to hold.
 //!
-//! Disks are written, backed up (in full, on a parent, with windows that the source calls unchanged, as the owner of the index or as
-//! its guest), read, pinned and forgotten; the repository and its index are closed, thrown away and learnt again in between. After
-//! every step the points are those of the map, and what is read of them is what was backed up.
+//! Disks are written, backed up (in full, on a parent, with windows that the source calls unchanged, as the owner of
+//! the index or as its guest), read, pinned and forgotten; the repository and its index are closed, thrown away and
+//! learnt again in between. After every step the points are those of the map, and what is read of them is what was
+//! backed up.
 //!
-//! Not here: crashes (`crash.rs`), damage (`broken.rs`). What holds: everything follows from the seed, which is printed. More steps:
-//! `COFFER_MODEL_STEPS`; another life: `COFFER_MODEL_SEED`.
+//! Not here: crashes (`crash.rs`), damage (`broken.rs`). What holds: everything follows from the seed, which is
+//! printed. More steps: `COFFER_MODEL_STEPS`; another life: `COFFER_MODEL_SEED`.
 
-// A test is a program: it may read its environment.
-#![allow(clippy::disallowed_methods)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::disallowed_methods, reason = "a test is a program: it may read its environment")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "seeds are told, so that a failure can be repeated")]
 
 use coffer_repo::Kind;
 use coffer_repo::backend::memory::Memory;

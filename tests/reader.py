@@ -2,21 +2,19 @@
 """An independent reader of Coffer repositories, made from repo/FORMAT.md alone.
 
     reader.py LOCATION (--password-file F | --key-file F) list | digest POINT DISK | cat POINT DISK | check
-    reader.py vectors DIRECTORY
 
 LOCATION is a directory. `list` prints one JSON object per snapshot that counts, `cat` writes a disk to standard output,
 `digest` prints its map ("data OFFSET LENGTH BLAKE3" and "unreadable OFFSET LENGTH", runs cut at windows), `check` opens
-every object and every frame, `vectors` checks the known answers in DIRECTORY/*.json. Exit codes: 0 done, 1 damage or
-another error, 2 wrong use, 3 done but blocks are missing that could not be read at the source (named on standard error).
+every object and every frame. Exit codes: 0 done, 1 damage or another error, 2 wrong use, 3 done but blocks are missing
+that could not be read at the source (named on standard error).
 
-This is a second opinion, not a tool: it holds whole objects in memory and knows one kind of store. It shares no code with
-the product, is as strict as the text, and never looks at the product's source.
-Needs the packages blake3, cryptography (with Argon2id), zstandard and xxhash.
+This is a second opinion, not a tool: it holds whole objects in memory and knows one kind of store. It shares no code
+with the product, is as strict as the text, and never looks at the product's source. It does not cut chunks; that, and
+the vectors, are the matter of known_answers.py. Needs the packages blake3, cryptography (with Argon2id) and zstandard.
 """
+
 import argparse
 import datetime
-import hashlib
-import hmac
 import json
 import os
 import pathlib
@@ -26,256 +24,33 @@ import struct
 import sys
 
 import blake3
-import xxhash
-import zstandard
-from cryptography.exceptions import InvalidSignature, InvalidTag
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
-from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-BLOCK = 4096
-KIB64 = 65536
-MIB64 = 64 << 20
+from sealing import (
+    BLOCK,
+    KIB64,
+    Damage,
+    cbor_decode,
+    descriptor_open,
+    fields,
+    frame_open,
+    hkdf,
+    key_file_decode,
+    object_open,
+    pack_key_open,
+    record_verify,
+    require,
+    short_id,
+    slot_open,
+    verify,
+)
+
 HEX32 = "[0-9a-f]{32}"
 UTC = r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ"
-
-
-class Damage(Exception):
-    """What was read is not what the format says."""
-
-
-def require(condition, message):
-    if not condition:
-        raise Damage(message)
-
-
-# ---- Section 9: canonical CBOR ---------------------------------------------------------------------------------------
-
-def cbor_decode(octets):
-    value, rest = _cbor_item(octets, 0, iter(range(1 << 20)))
-    require(not rest, "CBOR: bytes after the item")
-    return value
-
-
-def _cbor_item(octets, depth, budget):
-    require(next(budget, None) is not None, "CBOR: too many values")
-    require(octets, "CBOR: cut short")
-    major, low, rest = octets[0] >> 5, octets[0] & 31, octets[1:]
-    if major == 7:
-        require(low in (20, 21, 22), f"CBOR: simple value or float {low}")
-        return {20: False, 21: True, 22: None}[low], rest
-    require(major != 6, "CBOR: tag")
-    if low < 24:
-        count = low
-    else:
-        require(low < 28, "CBOR: indefinite or reserved length")
-        width = 1 << (low - 24)
-        require(len(rest) >= width, "CBOR: cut short")
-        count, rest = int.from_bytes(rest[:width], "big"), rest[width:]
-        require(count >= (24 if width == 1 else 1 << (4 * width)), "CBOR: an integer is not in its shortest form")
-    if major == 0:
-        return count, rest
-    if major == 1:
-        return -1 - count, rest
-    if major in (2, 3):
-        require(len(rest) >= count, "CBOR: cut short")
-        raw, rest = rest[:count], rest[count:]
-        if major == 2:
-            return raw, rest
-        try:
-            return raw.decode("utf-8"), rest
-        except UnicodeDecodeError:
-            raise Damage("CBOR: text is not UTF-8") from None
-    require(depth < 16, "CBOR: nested too deeply")
-    require(count <= len(rest), "CBOR: cut short")
-    if major == 4:
-        items = []
-        for _ in range(count):
-            item, rest = _cbor_item(rest, depth + 1, budget)
-            items.append(item)
-        return items, rest
-    pairs, last = {}, None
-    for _ in range(count):
-        require(rest and rest[0] >> 5 == 3, "CBOR: a key is not text")
-        key, after = _cbor_item(rest, depth + 1, iter((0,)))
-        spelled = rest[:len(rest) - len(after)]
-        require(last is None or last < spelled, "CBOR: keys out of order or twice")
-        last = spelled
-        pairs[key], rest = _cbor_item(after, depth + 1, budget)
-    return pairs, rest
-
-
-def cbor_encode(value):
-    """Only what re-encoding a key slot needs: maps of text to uint, bytes and text."""
-    def head(major, count):
-        if count < 24:
-            return bytes([major << 5 | count])
-        width = next(w for w in (0, 1, 2, 3) if count < 1 << (8 << w))
-        return bytes([major << 5 | 24 + width]) + count.to_bytes(1 << width, "big")
-    if isinstance(value, int):
-        return head(0, value)
-    if isinstance(value, bytes):
-        return head(2, len(value)) + value
-    if isinstance(value, str):
-        return head(3, len(value.encode())) + value.encode()
-    pairs = sorted((cbor_encode(k), cbor_encode(v)) for k, v in value.items())
-    return head(5, len(pairs)) + b"".join(k + v for k, v in pairs)
-
-
-def fields(what, value, required, optional=(), free=False):
-    """Checks names and shapes: a shape is int, str, list, dict, or a number of bytes (0: any number)."""
-    require(isinstance(value, dict), f"{what}: not a map")
-    shapes = dict(required)
-    shapes.update(dict(optional))
-    for name in required:
-        require(name in value, f"{what}: {name} is missing")
-    for name, item in value.items():
-        if name not in shapes:
-            require(free, f"{what}: unknown key {name}")
-            continue
-        shape = shapes[name]
-        if isinstance(shape, type):
-            good = type(item) is shape and (shape is not int or item >= 0)
-        else:
-            good = isinstance(item, bytes) and (shape == 0 or len(item) == shape)
-        require(good, f"{what}: {name} has the wrong shape")
-    return value
-
-
-# ---- Cryptography ----------------------------------------------------------------------------------------------------
-
-def hkdf(salt, ikm, info, length=32):
-    return HKDF(hashes.SHA256(), length, salt, info).derive(ikm)
-
-
-def short_id(public):
-    return blake3.blake3(public).digest()[:16]
-
-
-def public_of(private):
-    return private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
-
-
-def verify(what, public, signature, message):
-    try:
-        Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
-    except InvalidSignature:
-        raise Damage(f"{what}: the signature does not hold") from None
-
-
-def aead_open(what, aead, key, nonce, associated, sealed):
-    require(aead in (1, 2), f"{what}: unknown cipher {aead}")
-    try:
-        return (AESGCM if aead == 1 else ChaCha20Poly1305)(key).decrypt(nonce, sealed, associated)
-    except InvalidTag:
-        raise Damage(f"{what}: the tag does not hold") from None
-
-
-def frame_open(aead, key, name, kind, offset, raw_length, codec, sealed):
-    """Section 4.1."""
-    what = f"{name} at {offset}"
-    require(codec in (0, 1), f"{what}: unknown codec {codec}")
-    if codec == 0:
-        require(len(sealed) == raw_length + 16, f"{what}: length of a raw frame")
-    else:
-        require(16 < len(sealed) < raw_length + 16, f"{what}: length of a compressed frame")
-    associated = (struct.pack("<H", len(name)) + name.encode() + struct.pack("<BQIIB", kind, offset, len(sealed), raw_length, codec))
-    plain = aead_open(what, aead, key, bytes(4) + struct.pack("<Q", offset), associated, sealed)
-    if codec == 0:
-        return plain
-    try:
-        inflate = zstandard.ZstdDecompressor().decompressobj(read_across_frames=False)
-        raw = inflate.decompress(plain)
-    except zstandard.ZstdError as error:
-        raise Damage(f"{what}: {error}") from None
-    require(inflate.eof and not inflate.unused_data and len(raw) == raw_length, f"{what}: not one zstd frame of the raw length")
-    return raw
-
-
-def hpke_open(private, enc, info, associated, sealed):
-    """RFC 9180, base mode: DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM; the first message."""
-    def extract(suite, salt, label, ikm):
-        return hmac.digest(salt or bytes(32), b"HPKE-v1" + suite + label + ikm, hashlib.sha256)
-
-    def expand(suite, prk, label, info, length):
-        labelled = struct.pack(">H", length) + b"HPKE-v1" + suite + label + info
-        return hmac.digest(prk, labelled + b"\x01", hashlib.sha256)[:length]
-
-    kem, suite = b"KEM\x00\x20", b"HPKE\x00\x20\x00\x01\x00\x02"
-    shared = private.exchange(X25519PublicKey.from_public_bytes(enc))
-    shared = expand(kem, extract(kem, b"", b"eae_prk", shared), b"shared_secret", enc + public_of(private), 32)
-    context = b"\x00" + extract(suite, b"", b"psk_id_hash", b"") + extract(suite, b"", b"info_hash", info)
-    secret = extract(suite, shared, b"secret", b"")
-    key, nonce = expand(suite, secret, b"key", context, 32), expand(suite, secret, b"base_nonce", context, 12)
-    return aead_open("HPKE", 1, key, nonce, associated, sealed)
-
-
-# ---- Section 3: keys -------------------------------------------------------------------------------------------------
-
-class Keys:
-    """An opened key bundle."""
-
-    def __init__(self, encoded):
-        bundle = cbor_decode(encoded)
-        require(isinstance(bundle, dict) and bundle.get("kind") in ("full", "writer"), "bundle: kind")
-        full = bundle["kind"] == "full"
-        own = "authority_seed" if full else "writer_seed"
-        fields("bundle", bundle, {"kind": str, "repo": 16, "id_key": 32, "structure_key": 32, "authority": 32, "data": list, own: 32})
-        self.full, self.repo, self.authority = full, bundle["repo"], bundle["authority"]
-        self.id_key, self.structure_key = bundle["id_key"], bundle["structure_key"]
-        self.private = {}
-        require(bundle["data"], "bundle: no data key")
-        for entry in bundle["data"]:
-            fields("bundle: data", entry, {"epoch": int, "public": 32, **({"private": 32} if full else {})})
-            if full:
-                private = X25519PrivateKey.from_private_bytes(entry["private"])
-                require(public_of(private) == entry["public"], "bundle: halves of a data key do not match")
-                self.private[short_id(entry["public"])] = private
-        seed = public_of(Ed25519PrivateKey.from_private_bytes(bundle[own]))
-        require(not full or seed == self.authority, "bundle: halves of the authority's key do not match")
-
-    def identify(self, domain, content):
-        return blake3.blake3(bytes([domain]) + content, key=self.id_key).digest()
-
-
-def slot_open(slot, octets, passphrase=None, key_file=None):
-    """The bundle in a key slot, or None when the slot is of the other kind or another credential's."""
-    what = f"keys/{slot}"
-    require(32 < len(octets) <= KIB64, f"{what}: length")
-    require(blake3.blake3(octets[:-32]).digest() == octets[-32:], f"{what}: damaged")
-    entry = cbor_decode(octets[:-32])
-    costs = {"m": int, "t": int, "p": int} if entry.get("kind") == "passphrase" else {}
-    shapes = {"v": int, "kind": str, "bundle": str, "label": str, "created": int, "salt": 32, "sealed": 0}
-    fields(what, entry, {**shapes, **costs})
-    require(entry["v"] == 1 and entry["kind"] in ("passphrase", "keyfile"), f"{what}: version or kind")
-    require(entry["bundle"] in ("full", "writer"), f"{what}: kind of bundle")
-    if entry["kind"] == "passphrase" and passphrase is not None:
-        require(entry["m"] <= 2 << 20 and entry["t"] <= 16 and entry["p"] <= 16, f"{what}: cost")
-        kek = Argon2id(salt=entry["salt"], length=32, iterations=entry["t"], lanes=entry["p"], memory_cost=entry["m"]).derive(passphrase)
-    elif entry["kind"] == "keyfile" and key_file is not None:
-        kek = hkdf(entry["salt"], key_file, b"coffer v1 key file")
-    else:
-        return None
-    associated = b"coffer v1 key slot" + bytes.fromhex(slot) + cbor_encode({k: v for k, v in entry.items() if k != "sealed"})
-    try:
-        keys = Keys(AESGCM(kek).decrypt(bytes(12), entry["sealed"], associated))
-    except InvalidTag:
-        return None
-    require(keys.full == (entry["bundle"] == "full"), f"{what}: another kind of bundle than it says")
-    return keys
-
-
-def key_file_decode(text):
-    match = re.fullmatch(rb"coffer-key-1:([0-9a-f]{64})\n", text)
-    require(match, "key file: not `coffer-key-1:` and 64 hex digits")
-    return bytes.fromhex(match[1].decode())
+MOST_PACKS = 64
 
 
 # ---- Section 5: packs ------------------------------------------------------------------------------------------------
+
 
 class Pack:
     """A pack whose header, footer and table of contents hold. Frames are opened one by one."""
@@ -287,8 +62,10 @@ class Pack:
         self.kind, self.uid = 2 if tree else 1, bytes.fromhex(name.split("/")[2])
         require(len(octets) >= 128 + 64 + 64, f"{name}: too short")
         require(len(octets) < 1 << 32, f"{name}: too long")
-        (magic, major, minor, incompat, _, _, kind, aead, slots, epoch, uid, repo, signer, commitment, length,
-         reserved) = struct.unpack_from("<8sHHIIIBBHI16s16s16s16sI28s", octets)
+        magic, major, minor, incompat = struct.unpack_from("<8sHHI", octets)
+        kind, aead, slots, epoch = struct.unpack_from("<BBHI", octets, 24)
+        uid, repo, signer, commitment = struct.unpack_from("<16s16s16s16s", octets, 32)
+        length, reserved = struct.unpack_from("<I28s", octets, 96)
         require(magic == b"CFPACK\r\n" and major == 1, f"{name}: magic or version")
         require(incompat == 0, f"{name}: unknown incompat bits {incompat:#x}")
         require(minor > 0 or not any(reserved), f"{name}: reserved bytes")
@@ -299,7 +76,9 @@ class Pack:
         header = octets[:length]
         verify(name, repository.public_key(signer), header[-64:], b"coffer v1 pack header" + header[:-64])
         if tree:
-            require(slots == 0 and epoch == 0 and not any(commitment) and length == 192, f"{name}: a tree pack has no key")
+            require(
+                slots == 0 and epoch == 0 and not any(commitment) and length == 192, f"{name}: a tree pack has no key"
+            )
         self.signer, self.aead, self.header = signer, aead, header
         self._slots(slots, commitment)
         self._contents(length)
@@ -313,22 +92,23 @@ class Pack:
             at += 20
             require(at + length <= end, f"{self.name}: key slots")
             if kem == 0x0020 and recipient in keys.private and self.key is None:
-                require(length == 80, f"{self.name}: length of a key slot")
-                sealed = self.header[at:at + length]
-                self.key = hpke_open(keys.private[recipient], sealed[:32], b"coffer v1 pack key", self.uid + keys.repo, sealed[32:])
-                derived = blake3.blake3(self.key, derive_key_context="coffer v1 pack key commitment").digest()[:16]
-                require(derived == commitment, f"{self.name}: the key is not the one committed to")
+                sealed = self.header[at : at + length]
+                self.key = pack_key_open(keys.private[recipient], self.uid, keys.repo, commitment, sealed)
             at += length
         require(at == end, f"{self.name}: key slots do not fill the header")
 
     def _contents(self, header):
         name, octets = self.name, self.octets
-        (offset, stored, raw, count, aead, reserved, whole, uid, reserved2, magic) = struct.unpack("<QIIIB3sQ16s8s8s", octets[-64:])
+        (offset, stored, raw, count, aead, reserved, whole, uid, reserved2, magic) = struct.unpack(
+            "<QIIIB3sQ16s8s8s", octets[-64:]
+        )
         require(magic == b"CFPEND\r\n" and uid == self.uid and whole == len(octets), f"{name}: footer")
         require(not any(reserved) and not any(reserved2) and aead == self.aead, f"{name}: footer")
-        require(raw == 48 * count and stored == raw + 16 and offset + stored + 64 == whole and count > 0, f"{name}: footer")
+        require(
+            raw == 48 * count and stored == raw + 16 and offset + stored + 64 == whole and count > 0, f"{name}: footer"
+        )
         key = hkdf(self.uid, self.repository.keys.structure_key, b"coffer v1 pack contents")
-        contents = frame_open(aead, key, name, 0x80 | self.kind, offset, raw, 0, octets[offset:offset + stored])
+        contents = frame_open(aead, key, name, 0x80 | self.kind, offset, raw, 0, octets[offset : offset + stored])
         self.entries, expected = {}, header
         self.table = []
         for ident, at, length, plain, kind, reserved in struct.iter_unpack("<32sIIIB3s", contents):
@@ -347,13 +127,16 @@ class Pack:
         require(self.key is not None, f"{self.name}: no key of this bundle opens it")
         raw = entry[2]
         codec = 0 if stored == raw + 16 else 1
-        return frame_open(self.aead, self.key, self.name, self.kind, offset, raw, codec, self.octets[offset:offset + stored])
+        return frame_open(
+            self.aead, self.key, self.name, self.kind, offset, raw, codec, self.octets[offset : offset + stored]
+        )
 
 
 # ---- Section 6: disk maps --------------------------------------------------------------------------------------------
 
+
 class Node:
-    """A decoded disk-map node. `entries` of a leaf: (first, count, id or None, hint); of an inner node: (slot, id, hint).
+    """A decoded disk-map node. Entries of a leaf: (first, count, id or None, hint); of an inner node: (slot, id, hint).
     A hint is (pack uid, offset, stored length)."""
 
     def __init__(self, what, raw, level):
@@ -365,15 +148,15 @@ class Node:
         body = memoryview(raw)[8:]
         size = 37 if level == 0 else 33
         require(len(body) >= size * count, f"{what}: cut short")
-        self.identity = raw[:8 + size * count]
-        identity, hints = body[:size * count], body[size * count:]
+        self.identity = raw[: 8 + size * count]
+        identity, hints = body[: size * count], body[size * count :]
         (self._leaf if level == 0 else self._inner)(what, count, identity, hints)
 
     def _leaf(self, what, count, identity, hints):
         require(len(hints) >= 4, f"{what}: cut short")
         packs = int.from_bytes(hints[:4], "little")
         require(len(hints) == 4 + 16 * packs + 10 * count, f"{what}: length")
-        table, hints = bytes(hints[4:4 + 16 * packs]), hints[4 + 16 * packs:]
+        table, hints = bytes(hints[4 : 4 + 16 * packs]), hints[4 + 16 * packs :]
         end = 0
         rows = zip(struct.iter_unpack("<HHB32s", identity), struct.iter_unpack("<HII", hints))
         for (first, blocks, kind, ident), (index, offset, stored) in rows:
@@ -385,7 +168,7 @@ class Node:
             else:
                 require(kind == 1, f"{what}: type of an entry")
                 require(index < packs, f"{what}: index of a pack")
-                self.entries.append((first, blocks, ident, (table[16 * index:16 * index + 16], offset, stored)))
+                self.entries.append((first, blocks, ident, (table[16 * index : 16 * index + 16], offset, stored)))
 
     def _inner(self, what, count, identity, hints):
         require(len(hints) == 28 * count, f"{what}: length")
@@ -402,8 +185,8 @@ class Node:
 
 NAMES = {
     None: [r"repo", r"features/.+", rf"keys/{HEX32}"],
-    1: [rf"packs/([0-9a-f]{{2}})/\1[0-9a-f]{{30}}"],
-    2: [rf"trees/([0-9a-f]{{2}})/\1[0-9a-f]{{30}}"],
+    1: [r"packs/([0-9a-f]{2})/\1[0-9a-f]{30}"],
+    2: [r"trees/([0-9a-f]{2})/\1[0-9a-f]{30}"],
     4: [rf"index/{HEX32}-[0-9a-f]{{16}}"],
     5: [rf"writers/{HEX32}"],
     6: [rf"sessions/{HEX32}-[0-9a-f]{{8}}"],
@@ -432,7 +215,7 @@ class Repository:
         for feature in self.names("features"):
             require(feature.startswith(("features/rocompat-", "features/compat-")), f"{feature}: unknown feature")
         self.keys = self._unlock(passphrase, key_file)
-        self.descriptor = self._descriptor(self.get("repo"))
+        self.descriptor = descriptor_open(self.keys, self.get("repo"))
         self.window, self.fanout = self.descriptor["disk"]["window"], self.descriptor["fanout"]
         self.signers, self.packs, self._located, self._moves = {}, {}, None, {}
 
@@ -466,27 +249,6 @@ class Repository:
                 return keys
         raise Damage("; ".join(damage) or "no key slot opens with this passphrase or key file")
 
-    def _descriptor(self, octets):
-        require(len(octets) >= 28 + 64, "repo: cut short")
-        magic, major, minor, incompat, _, _, length = struct.unpack_from("<8sHHIIII", octets)
-        require(magic == b"COFFER\r\n", "repo: magic")
-        require(major == 1, f"repo: major version {major}")
-        require(incompat == 0, f"repo: unknown incompat bits {incompat:#x}")
-        require(len(octets) == 28 + length + 64, "repo: length")
-        verify("repo", self.keys.authority, octets[-64:], b"coffer v1 descriptor" + octets[:-64])
-        body = cbor_decode(octets[28:-64])
-        newer = minor > 0
-        fields("repo", body, {"repo": 16, "created": int, "authority": 32, "aead": int, "disk": dict, "stream": dict, "fanout": int},
-               free=newer)
-        sizes = {"algorithm": str, "min": int, "mean": int, "max": int}
-        fields("repo: disk", body["disk"], {**sizes, "block": int, "window": int}, free=newer)
-        fields("repo: stream", body["stream"], sizes, free=newer)
-        require(body["repo"] == self.keys.repo, "repo: another repository's id than in the key bundle")
-        require(body["authority"] == self.keys.authority, "repo: another authority than in the key bundle")
-        require(body["aead"] in (1, 2), f"repo: unknown cipher {body['aead']}")
-        require(body["disk"]["algorithm"] == "aligned-cdc-1" and body["disk"]["block"] == BLOCK, "repo: disk chunker")
-        return body
-
     # Section 4
 
     def public_key(self, signer):
@@ -501,19 +263,11 @@ class Repository:
 
     def unseal(self, name):
         """The content of a sealed object, its signer and body."""
-        octets, kind = self.get(name), kind_of(name)
-        require(48 + 16 < len(octets) <= MIB64, f"{name}: length")
-        magic, version, own_kind, aead, codec, raw, salt = struct.unpack_from("<8sBBBBI32s", octets)
-        require(magic == b"CFOBJ\r\n\0" and version == 1 and own_kind == kind, f"{name}: magic, version or kind")
-        require(raw <= MIB64, f"{name}: length of the content")
-        key = hkdf(salt, self.keys.structure_key, b"coffer v1 object" + bytes([kind]))
-        content = frame_open(aead, key, name, kind, 48, raw, codec, octets[48:])
-        require(len(content) >= 80, f"{name}: cut short")
-        signer, signature, body = content[:16], content[16:80], content[80:]
+        kind = kind_of(name)
+        signer, signature, body = object_open(self.keys, name, kind, self.get(name))
         if kind in AUTHORITY_ONLY:
             require(signer == short_id(self.keys.authority), f"{name}: only the authority can sign this")
-        message = b"coffer v1 record" + bytes([kind]) + self.keys.repo + struct.pack("<H", len(name)) + name.encode() + body
-        verify(name, self.public_key(signer), signature, message)
+        record_verify(self.keys, name, kind, self.public_key(signer), signature, body)
         return signer, body
 
     def record(self, name):
@@ -523,7 +277,7 @@ class Repository:
 
     def pack(self, name):
         if name not in self.packs:
-            if len(self.packs) >= 64:
+            if len(self.packs) >= MOST_PACKS:
                 self.packs.pop(next(iter(self.packs)))
             self.packs[name] = Pack(self, name, self.get(name))
         return self.packs[name]
@@ -541,7 +295,9 @@ class Repository:
                 raw = self.pack(name).frame(ident, offset, stored)
                 require(raw is not None, f"{name} at {offset}: another frame than the hint says")
                 content = raw if kind == 1 else Node(f"{name} at {offset}", raw, raw[2] if len(raw) > 2 else 0).identity
-                require(self.keys.identify(kind, content) == ident, f"{name} at {offset}: another content than its id says")
+                require(
+                    self.keys.identify(kind, content) == ident, f"{name} at {offset}: another content than its id says"
+                )
                 return raw
             except Damage as error:
                 reasons.append(str(error))
@@ -563,8 +319,13 @@ class Repository:
     def moved(self, name):
         chunks = fields(name, self.record(name), {"chunks": list})["chunks"]
         for entry in chunks:
-            require(isinstance(entry, list) and len(entry) == 4 and [type(item) for item in entry] == [bytes, bytes, int, int]
-                    and len(entry[0]) == len(entry[1]) == 16, f"{name}: an entry")
+            require(
+                isinstance(entry, list)
+                and len(entry) == 4
+                and [type(item) for item in entry] == [bytes, bytes, int, int]
+                and len(entry[0]) == len(entry[1]) == 16,
+                f"{name}: an entry",
+            )
         return chunks
 
     # Section 7
@@ -591,7 +352,9 @@ class Repository:
             uid, kind, length, owner, count = struct.unpack("<16sBQ16sI", take(45))
             require(kind in (1, 2), f"{name}: kind of a pack")
             entries = list(struct.iter_unpack("<16sIII", take(28 * count)))
-            require(all(offset + stored <= length for _, offset, stored, _ in entries), f"{name}: an entry outside its pack")
+            require(
+                all(offset + stored <= length for _, offset, stored, _ in entries), f"{name}: an entry outside its pack"
+            )
             packs.append((uid, kind, length, owner, entries))
         require(not view, f"{name}: bytes after the end")
         authority = signer == short_id(self.keys.authority)
@@ -615,8 +378,17 @@ class Repository:
 
     def claim(self, name):
         body = self.record(name)
-        common = {"v": int, "kind": str, "time": int, "workload": str, "tags": list, "host": str, "user": str, "program": str,
-                  "parents": list}
+        common = {
+            "v": int,
+            "kind": str,
+            "time": int,
+            "workload": str,
+            "tags": list,
+            "host": str,
+            "user": str,
+            "program": str,
+            "parents": list,
+        }
         require(isinstance(body, dict) and body.get("kind") in ("snapshot", "pin"), f"{name}: kind")
         own = {"purpose": str} if body["kind"] == "pin" else {"disks": list, "stats": dict}
         fields(name, body, {**common, **own}, free=True)
@@ -629,11 +401,21 @@ class Repository:
         if body["kind"] == "pin":
             require(len(body["parents"]) == 1, f"{name}: a pin holds one snapshot")
             return body
-        fields(f"{name}: stats", body["stats"], {"read": int, "new_chunks": int, "new_raw": int, "new_stored": int}, free=True)
+        fields(
+            f"{name}: stats",
+            body["stats"],
+            {"read": int, "new_chunks": int, "new_raw": int, "new_stored": int},
+            free=True,
+        )
         names = set()
         for disk in body["disks"]:
-            fields(f"{name}: disk", disk, {"name": str, "size": int, "block": int, "root": 0},
-                   {"token": str, "platform": dict, "unreadable": int}, free=True)
+            fields(
+                f"{name}: disk",
+                disk,
+                {"name": str, "size": int, "block": int, "root": 0},
+                {"token": str, "platform": dict, "unreadable": int},
+                free=True,
+            )
             require(disk["name"] not in names, f"{name}: two disks of one name")
             require(disk.get("unreadable") != 0, f"{name}: unreadable is absent when it is 0")
             names.add(disk["name"])
@@ -660,8 +442,13 @@ class Repository:
         """Those that count, by time and id: [(id, body)]."""
         found = []
         for ident, (name, body) in self.claims().items():
-            decision = name[:-len("claim")] + "decision"
-            if body["kind"] == "snapshot" and self.exists(decision) and self.decision(decision) == "COMMIT" and not self.forgotten(ident):
+            decision = name[: -len("claim")] + "decision"
+            if (
+                body["kind"] == "snapshot"
+                and self.exists(decision)
+                and self.decision(decision) == "COMMIT"
+                and not self.forgotten(ident)
+            ):
                 found.append((ident, body))
         return sorted(found, key=lambda pair: (pair[1]["time"], pair[0]))
 
@@ -675,9 +462,9 @@ class Repository:
     # Section 6 again: walking
 
     def walk(self, disk):
-        """Yields (offset, length, bytes or None when unreadable) for every entry, in order, cut off at the disk's end."""
+        """Yields (offset, length, bytes or None when unreadable) for every entry, in order, cut at the disk's end."""
         root, level = disk["root"], 0
-        while self.window * self.fanout ** level < disk["size"]:
+        while self.window * self.fanout**level < disk["size"]:
             level += 1
         if root:
             yield from self._walk(disk["size"], Node(f"root of {disk['name']}", root, level), 0)
@@ -699,8 +486,8 @@ class Repository:
             if ident is not None:
                 content = self.fetch(1, ident, hint)
                 require(len(content) == length, f"chunk {ident.hex()}: {len(content)} bytes for {blocks} blocks")
-                require(not any(content[max(size - at, 0):]), f"chunk {ident.hex()}: padded with other than zeroes")
-                content = content[:size - at]
+                require(not any(content[max(size - at, 0) :]), f"chunk {ident.hex()}: padded with other than zeroes")
+                content = content[: size - at]
             yield at, min(length, size - at), content
 
 
@@ -728,37 +515,20 @@ def runs(repository, disk):
         yield run()
 
 
-# ---- Section 6.1, for the vectors ------------------------------------------------------------------------------------
-
-def cut_window(content, seed, smallest, mean, largest):
-    """Chunks of one window under aligned-cdc-1: [first block, number of blocks]."""
-    chunks, first, mask = [], None, mean // BLOCK - 1
-    count = -(-len(content) // BLOCK)
-    for block in range(count):
-        piece = content[block * BLOCK:(block + 1) * BLOCK].ljust(BLOCK, b"\0")
-        if not any(piece):
-            if first is not None:
-                chunks.append([first, block - first])
-            first = None
-            continue
-        first = block if first is None else first
-        length = (block + 1 - first) * BLOCK
-        if length >= largest or (length >= smallest and xxhash.xxh3_64_intdigest(piece, seed) & mask == 0):
-            chunks.append([first, block + 1 - first])
-            first = None
-    if first is not None:
-        chunks.append([first, count - first])
-    return chunks
-
-
 # ---- Commands --------------------------------------------------------------------------------------------------------
+
 
 def list_points(repository):
     for ident, body in repository.snapshots():
-        shown = {"id": ident.hex(), **{key: body[key] for key in ("time", "workload", "tags", "host", "user", "program")}}
+        shown = {
+            "id": ident.hex(),
+            **{key: body[key] for key in ("time", "workload", "tags", "host", "user", "program")},
+        }
         shown["parents"] = [parent.hex() for parent in body["parents"]]
-        shown["disks"] = [{key: disk[key] for key in ("name", "size", "block", "token", "unreadable") if key in disk}
-                          for disk in body["disks"]]
+        shown["disks"] = [
+            {key: disk[key] for key in ("name", "size", "block", "token", "unreadable") if key in disk}
+            for disk in body["disks"]
+        ]
         print(json.dumps(shown, sort_keys=True))
     return 0
 
@@ -818,7 +588,10 @@ def check(repository):
             frames += 1
             raw = pack.frame(ident, offset, stored)
             content = raw if pack.kind == 1 else Node(f"{name} at {offset}", raw, raw[2]).identity
-            require(repository.keys.identify(pack.kind, content) == ident, f"{name} at {offset}: another content than its id says")
+            require(
+                repository.keys.identify(pack.kind, content) == ident,
+                f"{name} at {offset}: another content than its id says",
+            )
 
     def check_delta(name):
         for uid, kind, length, signer, entries in repository.delta(name)[1]:
@@ -835,6 +608,9 @@ def check(repository):
         unreadable = sum(-(-length // BLOCK) * BLOCK for length in lost)
         require(unreadable == disk.get("unreadable", 0), f"disk {disk['name']}: {unreadable} bytes are unreadable")
 
+    def check_shape(name, kind):
+        fields(name, repository.record(name), shapes[kind], free=kind == 12)
+
     shapes = {6: {"host": str, "program": str, "workload": str}, 10: {"packs": list}, 12: {"snapshot": 16}}
     names = repository.names()
     kinds = {name: attempt(kind_of, name) for name in names}
@@ -845,7 +621,7 @@ def check(repository):
         elif kind == 5:
             attempt(repository.public_key, bytes.fromhex(name.split("/")[1]))
         elif kind in shapes:
-            attempt(lambda: fields(name, repository.record(name), shapes[kind], free=kind == 12))
+            attempt(check_shape, name, kind)
         elif kind == 8:
             attempt(repository.decision, name)
         elif kind == 9:
@@ -868,28 +644,7 @@ def check(repository):
     return 1 if problems else 0
 
 
-def check_vectors(directory):
-    count = 0
-    for path in sorted(pathlib.Path(directory).glob("*.json")):
-        known = json.loads(path.read_text())
-        for case in known.get("disk", []):
-            count += 1
-            content = bytearray(blake3.blake3(case["label"].encode()).digest(length=case["blocks"] * BLOCK))
-            for first, end in case["repeat"]:
-                content[first * BLOCK:end * BLOCK] = content[first * BLOCK:(first + 1) * BLOCK] * (end - first)
-            for first, end in case["zero"]:
-                content[first * BLOCK:end * BLOCK] = bytes((end - first) * BLOCK)
-            require(blake3.blake3(bytes(content)).hexdigest() == case["blake3"], f"{path.name}: {case['label']}: content")
-            cuts = cut_window(bytes(content), int(case["seed"], 16), 16384, 65536, 262144)
-            require(cuts == case["chunks"], f"{path.name}: {case['label']}: boundaries")
-    print(f"{count} known answers")
-    require(count, f"{directory}: no known answers")
-    return 0
-
-
 def main():
-    if sys.argv[1:2] == ["vectors"] and len(sys.argv) == 3:
-        return check_vectors(sys.argv[2])
     parser = argparse.ArgumentParser(description="An independent reader of Coffer repositories.")
     parser.add_argument("location")
     credential = parser.add_mutually_exclusive_group(required=True)

@@ -1,7 +1,8 @@
-//! Makes the frozen repositories: every kind of object and every shape of content that format version 1 has, in little space.
+//! Makes the frozen repositories: every kind of object and every shape of content that format version 1 has, in little
+//! space.
 //!
-//! Not here: what they are compared with (`tests/golden.rs`). What holds: seeded entropy, given times, one worker; the manifest
-//! is told by the contents, never by what was read back.
+//! Not here: what they are compared with (`tests/golden.rs`). What holds: seeded entropy, given times, one worker; the
+//! manifest is told by the contents, never by what was read back.
 
 use coffer_repo::backend::Put;
 use coffer_repo::backend::local::Local;

@@ -1,7 +1,7 @@
 //! Disks as a test knows them: contents to back up, and what was read back as runs to compare.
 //!
-//! Not here: repositories ([`crate::rig`]). What holds: a disk costs memory only for the stretches that hold something, so that
-//! a test can have one of a tebibyte.
+//! Not here: repositories ([`crate::rig`]). What holds: a disk costs memory only for the stretches that hold something,
+//! so that a test can have one of a tebibyte.
 
 // A harness speaks by failing.
 #![allow(clippy::unwrap_used)]

@@ -7,8 +7,8 @@
 //!                        writer-password a passphrase that opens a writer's bundle   (where there is one)
 //!                        key             a key file that opens everything            (where there is one)
 //! ```
-//! Not here: how they are made (`tests/golden.rs`). What holds: the frozen files are read and never written; a store is copied
-//! into memory before it is opened.
+//! Not here: how they are made (`tests/golden/make.rs`). What holds: the frozen files are read and never written; a store
+//! is copied into memory before it is opened.
 
 // A harness speaks by failing.
 #![allow(clippy::unwrap_used)]

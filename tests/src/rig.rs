@@ -1,7 +1,7 @@
 //! A repository under test: making, opening, backing up and reading, in as few words as the tests need.
 //!
-//! Not here: what a test expects. What holds: everything is made with seeded entropy and told times, so that a run repeats;
-//! passphrases cost next to nothing here.
+//! Not here: what a test expects. What holds: everything is made with seeded entropy and told times, so that a run
+//! repeats; passphrases cost next to nothing here.
 
 // A harness speaks by failing.
 #![allow(clippy::unwrap_used)]
