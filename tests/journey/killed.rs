@@ -42,15 +42,15 @@ fn a_killed_backup_goes_on_where_it_was() {
 
     let (size, seed) = (format!("size={SIZE}"), format!("seed={SEED}"));
     // In bits per second.
-    let server = NbdKit::start(&coffer.path("."), &["--filter=rate", "random", &size, &seed, "rate=2G"]);
-    let backup = ["backup", "-w", "web", &format!("vda={}", server.uri)];
+    let serve = || NbdKit::start(&["--filter=rate", "random", &size, &seed, "rate=2G"]);
     let mut dice = Dice::new(SEED);
     // Before anything was published; between two deltas; after the last delta but the one at the end.
     for (deltas, most_packs) in [(0, 6), (1, 6), (1, 2)] {
         let old = coffer.objects("");
         let deltas = coffer.objects("index").len() + deltas;
         let packs = 1 + dice.index(most_packs);
-        let mut running = Running::start(&mut coffer.command(&backup));
+        let source = serve();
+        let mut running = Running::start(&mut coffer.command(&["backup", "-w", "web", &format!("vda={}", source.uri)]));
         running.wait_until("an index delta", |_| coffer.objects("index").len() >= deltas);
         let packs = coffer.objects("packs").len() + packs;
         running.wait_until("more packs", |_| coffer.objects("packs").len() >= packs);
@@ -66,12 +66,13 @@ fn a_killed_backup_goes_on_where_it_was() {
 
     let named = published(&coffer) - 8 * MIB;
     assert!(named >= 2 * 256 * MIB, "{named}");
-    let done = coffer.json(&backup);
+    let source = serve();
+    let done = coffer.json(&["backup", "-w", "web", &format!("vda={}", source.uri)]);
     assert_eq!(done["new_bytes"], SIZE - named, "{done}");
     assert_eq!(done["reused"], named, "{done}");
     assert_eq!(coffer.snapshots().len(), points.len() + 1);
     coffer.assert_restores("web@-1", "before.raw");
     let _export = coffer.start(&["serve", "nbd", "--listen", "unix:nbd.sock", "vda=web@latest"], "listening on");
     let export = "nbd+unix:///vda?socket=nbd.sock";
-    run(coffer.outside("qemu-img").args(["compare", "-f", "raw", "-F", "raw", export, &server.uri]));
+    run(coffer.outside("qemu-img").args(["compare", "-f", "raw", "-F", "raw", export, &source.uri]));
 }

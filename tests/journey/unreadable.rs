@@ -25,7 +25,7 @@ fn what_cannot_be_read_is_named_and_stays_an_error() {
         LOST.start,
         disk.display()
     );
-    let server = NbdKit::start(&coffer.path("."), &["eval", &format!("get_size=echo {SIZE}"), &pread]);
+    let server = NbdKit::start(&["eval", &format!("get_size=echo {SIZE}"), &pread]);
     let source = format!("vda={}", server.uri);
 
     // The source's request that failed, and the way out.

@@ -9,20 +9,24 @@ use crate::image;
 use crate::program::{Running, outside, run};
 use serde_json::Value;
 use std::ops::Range;
-use std::path::Path;
 use std::process::Command;
+use tempfile::TempDir;
 
-/// An nbdkit server on a socket of its own.
+/// An nbdkit server on a socket of its own. One whose client is killed may die of it (nbdkit 1.32 asserts that it still has
+/// its socket): it is no use after that.
 pub struct NbdKit {
     _running: Running,
+    _folder: TempDir,
     /// Where its export is.
     pub uri: String,
 }
 
 impl NbdKit {
-    /// Starts it in `folder` with these filters, plugin and parameters, and waits until it listens.
-    pub fn start(folder: &Path, arguments: &[&str]) -> NbdKit {
-        let (socket, ready) = (folder.join("nbdkit.sock"), folder.join("nbdkit.pid"));
+    /// Starts it with these filters, plugin and parameters, and waits until it listens.
+    #[must_use]
+    pub fn start(arguments: &[&str]) -> NbdKit {
+        let folder = TempDir::new().unwrap();
+        let (socket, ready) = (folder.path().join("socket"), folder.path().join("pid"));
         let mut command = outside("nbdkit");
         command
             .args(["--foreground", "--readonly", "--unix"])
@@ -33,7 +37,7 @@ impl NbdKit {
         let mut running = Running::start(&mut command);
         // Written once it accepts connections, which the socket's being there does not tell.
         running.wait_until("its pid file", |_| ready.exists());
-        NbdKit { _running: running, uri: format!("nbd+unix:///?socket={}", socket.display()) }
+        NbdKit { _running: running, _folder: folder, uri: format!("nbd+unix:///?socket={}", socket.display()) }
     }
 }
 
