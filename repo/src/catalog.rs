@@ -58,14 +58,34 @@ impl Repository {
         Ok(folders)
     }
 
-    /// Ids that were forgotten, by name only: whoever can write to the store can hide a point, and cannot remove one.
+    /// Ids that were forgotten. A forget counts only when the authority signed it, so that whoever can merely write to the store
+    /// hides nothing; one that is damaged or forged does not count, and verify reports it. Each is read once.
     pub fn forgotten(&self) -> Result<BTreeSet<SnapshotId>> {
-        let mut forgotten = BTreeSet::new();
+        let mut listed = BTreeSet::new();
         self.backend().list(Forget::PREFIX, &mut |object| {
-            forgotten.extend(Forget::parse(&object.name));
+            listed.extend(Forget::parse(&object.name));
             Ok(())
         })?;
+        let mut forgotten = BTreeSet::new();
+        for id in listed {
+            if self.knows_forget(id) || self.read_forget(id)? {
+                forgotten.insert(id);
+            }
+        }
         Ok(forgotten)
+    }
+
+    fn read_forget(&self, id: SnapshotId) -> Result<bool> {
+        let read = self.get_record(ObjectKind::Forget, &Forget::name(id)).and_then(|r| Forget::decode(id, &r.body));
+        match read {
+            Ok(_) => {
+                self.note_forget(id);
+                Ok(true)
+            }
+            // Swept between the listing and now, and then so is its claim; or not worth its name.
+            Err(e) if matches!(e.kind(), Kind::NotFound | Kind::Corrupt) => Ok(false),
+            Err(e) => Err(e),
+        }
     }
 
     /// The points that can be restored.

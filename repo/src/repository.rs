@@ -13,12 +13,13 @@ use crate::disk_map::Geometry;
 use crate::entropy::{Entropy, fresh};
 use crate::error::{Error, Kind, Result};
 use crate::features::{self, Access};
-use crate::id::{PackUid, RepoId, SignerId, SlotId};
+use crate::id::{PackUid, RepoId, SignerId, SlotId, SnapshotId};
 use crate::key_slot::{self, Credential, SlotOptions, SlotSummary};
 use crate::keys::Keys;
 use crate::location::PackKind;
 use crate::pack::{OpenPack, PackHeader};
 use crate::sealed::{self, ObjectKind, Record, Unverified};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -44,6 +45,8 @@ pub struct Repository {
     descriptor: Descriptor,
     access: Access,
     certificates: RwLock<Arc<Certificates>>,
+    /// Forgets that were read and found genuine.
+    forgets: RwLock<BTreeSet<SnapshotId>>,
 }
 
 impl fmt::Debug for Repository {
@@ -99,7 +102,7 @@ impl Repository {
         access: Access,
     ) -> Self {
         let certificates = RwLock::new(Arc::new(Certificates::new(&keys)));
-        Repository { backend, entropy, keys, descriptor, access, certificates }
+        Repository { backend, entropy, keys, descriptor, access, certificates, forgets: RwLock::default() }
     }
 
     /// The store.
@@ -203,6 +206,14 @@ impl Repository {
             Err(e) if e.kind() == Kind::Corrupt && self.load_certificates()? => read(),
             other => other,
         }
+    }
+
+    pub(crate) fn knows_forget(&self, id: SnapshotId) -> bool {
+        self.forgets.read().unwrap_or_else(PoisonError::into_inner).contains(&id)
+    }
+
+    pub(crate) fn note_forget(&self, id: SnapshotId) {
+        self.forgets.write().unwrap_or_else(PoisonError::into_inner).insert(id);
     }
 
     /// The certificates known so far.

@@ -288,3 +288,17 @@ fn wrong_passphrase_and_no_repository_are_told_apart() {
     assert_eq!(empty.kind(), Kind::NotFound);
     assert!(empty.to_string().contains("coffer init"));
 }
+
+#[test]
+fn a_forget_that_the_authority_did_not_sign_hides_nothing() {
+    let (bench, repo) = Bench::new();
+    let index = bench.index(&repo);
+    let snapshot = back_up(&repo, &index, &[("d", &image(6, 1 << 20))], None, 10);
+    let name = format!("forgets/{}", snapshot.id());
+    assert_eq!(bench.memory.put(&name, &[b"whatever a thief can write"]).unwrap(), Put::Created);
+    assert_eq!(repo.points().unwrap().snapshots, [snapshot.clone()]);
+    bench.memory.delete(&name).unwrap();
+    repo.forget(snapshot.name, at(11)).unwrap();
+    assert!(repo.points().unwrap().snapshots.is_empty());
+    assert!(bench.open(&pass("secret")).unwrap().points().unwrap().snapshots.is_empty());
+}
