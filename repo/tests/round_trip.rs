@@ -296,7 +296,7 @@ fn a_forget_that_the_authority_did_not_sign_hides_nothing() {
     let snapshot = back_up(&repo, &index, &[("d", &image(6, 1 << 20))], None, 10);
     let name = format!("forgets/{}", snapshot.id());
     assert_eq!(bench.memory.put(&name, &[b"whatever a thief can write"]).unwrap(), Put::Created);
-    assert_eq!(repo.points().unwrap().snapshots, [snapshot.clone()]);
+    assert_eq!(repo.points().unwrap().snapshots, std::slice::from_ref(&snapshot));
     bench.memory.delete(&name).unwrap();
     repo.forget(snapshot.name, at(11)).unwrap();
     assert!(repo.points().unwrap().snapshots.is_empty());
