@@ -18,7 +18,8 @@ use std::sync::Arc;
 /// Everything under `snapshots/` and `forgets/`, by name only.
 #[derive(Clone, Debug, Default)]
 pub struct Folders {
-    /// Ids that were forgotten.
+    /// Ids of claims that were forgotten. Of those with a decision the forget's signature was checked, which for most means that
+    /// it was read once; of the others, which are no points anyway and of which every mount leaves one, only the name was seen.
     pub forgotten: BTreeSet<SnapshotId>,
     /// Claims, and whether each has a decision.
     pub claims: BTreeMap<ClaimName, bool>,
@@ -43,9 +44,10 @@ pub struct Pin {
 }
 
 impl Repository {
-    /// Lists claims, decisions and forgets; reads none.
+    /// Lists claims, decisions and forgets; reads the forgets of points.
     pub fn folders(&self) -> Result<Folders> {
-        let mut folders = Folders { forgotten: self.forgotten()?, ..Folders::default() };
+        let named = self.named_forgets()?;
+        let mut folders = Folders::default();
         self.backend().list("snapshots/", &mut |object| {
             if let Some((name, part)) = ClaimName::parse(&object.name) {
                 match part {
@@ -55,37 +57,48 @@ impl Repository {
             }
             Ok(())
         })?;
+        for (name, decided) in &folders.claims {
+            if named.contains(&name.id) && (!decided || self.is_forgotten(name.id)?) {
+                folders.forgotten.insert(name.id);
+            }
+        }
         Ok(folders)
     }
 
-    /// Ids that were forgotten. A forget counts only when the authority signed it, so that whoever can merely write to the store
-    /// hides nothing; one that is damaged or forged does not count, and verify reports it. Each is read once.
+    /// All ids that were forgotten, swept ones included: reads every forget that this process has not read yet.
     pub fn forgotten(&self) -> Result<BTreeSet<SnapshotId>> {
-        let mut listed = BTreeSet::new();
-        self.backend().list(Forget::PREFIX, &mut |object| {
-            listed.extend(Forget::parse(&object.name));
-            Ok(())
-        })?;
         let mut forgotten = BTreeSet::new();
-        for id in listed {
-            if self.knows_forget(id) || self.read_forget(id)? {
+        for id in self.named_forgets()? {
+            if self.is_forgotten(id)? {
                 forgotten.insert(id);
             }
         }
         Ok(forgotten)
     }
 
-    fn read_forget(&self, id: SnapshotId) -> Result<bool> {
-        let read = self.get_record(ObjectKind::Forget, &Forget::name(id)).and_then(|r| Forget::decode(id, &r.body));
-        match read {
+    /// Whether a claim was forgotten. A forget counts only when the authority signed it, so that whoever can merely write to the
+    /// store hides nothing; one that is damaged or forged does not count, and verify reports it.
+    pub fn is_forgotten(&self, id: SnapshotId) -> Result<bool> {
+        if self.knows_forget(id) {
+            return Ok(true);
+        }
+        match self.get_record(ObjectKind::Forget, &Forget::name(id)).and_then(|r| Forget::decode(id, &r.body)) {
             Ok(_) => {
                 self.note_forget(id);
                 Ok(true)
             }
-            // Swept between the listing and now, and then so is its claim; or not worth its name.
             Err(e) if matches!(e.kind(), Kind::NotFound | Kind::Corrupt) => Ok(false),
             Err(e) => Err(e),
         }
+    }
+
+    fn named_forgets(&self) -> Result<BTreeSet<SnapshotId>> {
+        let mut named = BTreeSet::new();
+        self.backend().list(Forget::PREFIX, &mut |object| {
+            named.extend(Forget::parse(&object.name));
+            Ok(())
+        })?;
+        Ok(named)
     }
 
     /// The points that can be restored.
@@ -119,7 +132,7 @@ impl Repository {
         let claim = match self.read_claim(name) {
             Err(e) if e.kind() == Kind::NotFound => {
                 // Swept between the listing and now: claims go first. Without a forget it is damage.
-                return if self.forgotten()?.contains(&name.id) { Ok(None) } else { Err(e.with_kind(Kind::Corrupt)) };
+                return if self.is_forgotten(name.id)? { Ok(None) } else { Err(e.with_kind(Kind::Corrupt)) };
             }
             other => other?,
         };
@@ -201,7 +214,7 @@ impl Repository {
                 ));
             }
         }
-        if self.forgotten()?.contains(&snapshot.id()) {
+        if self.is_forgotten(snapshot.id())? {
             return Err(Error::not_found(format!("{}@{} was forgotten", snapshot.workload, snapshot.time())));
         }
         Ok(pin)

@@ -12,7 +12,7 @@
 //! forgotten meanwhile is left out of the report (tombstones are read again before it), and so is a pack that went and that no
 //! point needs. Memory: the claims of all points; 16 bytes per distinct node, that is per window (16 MiB) of distinct content,
 //! and 17 per pack, both twice or so with the room that hash tables keep (4 GB for 1 PiB); tables of contents up to
-//! [`packs::TABLES`]; per thread 5 MiB and a node, or a record (at most 64 MiB) while it is opened; and what grows with the
+//! `packs::TABLES`; per thread 5 MiB and a node, or a record (at most 64 MiB) while it is opened; and what grows with the
 //! damage: a name and a text per damaged object, 4 bytes per damaged frame, 16 per damaged leaf, 16 per damaged range of a disk.
 
 mod findings;

@@ -10,7 +10,7 @@
 //! Not here: where bytes come from ([`crate::window::WindowSource`]) and what a token means. What holds: nothing counts before
 //! the decision, and the decision is written only after everything that the claim relies on was durable and was seen to exist
 //! after the claim was written; a crash or an error before leaves garbage that the next run reuses. Memory: a window and a
-//! compressed chunk per worker, [`CHANNEL`] chunks on their way, four packs, whatever the disk's size.
+//! compressed chunk per worker, `CHANNEL` chunks on their way, four packs, whatever the disk's size.
 
 mod commit;
 mod cutter;

@@ -1,7 +1,7 @@
 //! The end of a pack: the table of contents, which lists every frame, and the footer, which says where the table lies
 //! (FORMAT.md section 5).
 //!
-//! Not here: sealing the table (one frame, [`super::builder`] and [`super::read_contents`]). Pure: bytes in, values out. What
+//! Not here: sealing the table (one frame, `builder.rs` and [`super::read_contents`]). Pure: bytes in, values out. What
 //! holds: the footer is not sealed, so every field of it is checked against another one and against the object's length; the
 //! entries lie back to back, from the header to the table, which leaves no room for a frame nobody lists.
 

@@ -57,7 +57,7 @@ impl Writer {
     /// Sees that everything the claim relies on is there, now that collectors can see the claim.
     fn check(&self) -> Result<()> {
         if let Some(parent) = &self.parent {
-            if self.repo.forgotten()?.contains(&parent.id()) {
+            if self.repo.is_forgotten(parent.id())? {
                 return Err(lost(format!("its parent {}@{} was forgotten", parent.workload, parent.time())));
             }
             if self.repo.backend().size(&parent.name.claim())?.is_none() {
