@@ -23,11 +23,11 @@ impl Budgets {
     }
 }
 
-/// Parses a number of bytes: digits and perhaps one of K, M, G, T, which count in 1024s.
+/// Parses a number of bytes: digits and perhaps one of K, M, G, T, also written KiB and so on, which count in 1024s.
 fn parse_size(text: &str) -> Result<u64, String> {
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (digits, unit) = text.split_at_checked(split).unwrap_or((text, ""));
-    let shift = match unit {
+    let shift = match unit.strip_suffix("iB").filter(|prefix| !prefix.is_empty()).unwrap_or(unit) {
         "" => 0,
         "K" | "k" => 10,
         "M" | "m" => 20,
@@ -45,12 +45,18 @@ mod tests {
 
     #[test]
     fn sizes_are_counted_in_1024s() {
-        for (text, bytes) in
-            [("0", 0), ("17", 17), ("3k", 3 << 10), ("64M", 64 << 20), ("2G", 2 << 30), ("1T", 1 << 40)]
-        {
+        for (text, bytes) in [
+            ("0", 0),
+            ("17", 17),
+            ("3k", 3 << 10),
+            ("64M", 64 << 20),
+            ("2G", 2 << 30),
+            ("2GiB", 2 << 30),
+            ("1T", 1 << 40),
+        ] {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
         }
-        for bad in ["", "M", "1.5G", "-1", "1MB", "99999999T", "\u{b5}"] {
+        for bad in ["", "M", "1.5G", "-1", "1MB", "5iB", "99999999T", "\u{b5}"] {
             assert!(parse_size(bad).is_err(), "{bad}");
         }
     }
