@@ -234,7 +234,7 @@ struct Assembly {
     tree: TreeBuilder,
     /// Places of new chunks, per window that is not complete yet, in the order they were sent.
     places: HashMap<u64, VecDeque<Location>>,
-    /// Complete windows that wait for an earlier one: at most one per worker.
+    /// Complete windows that wait for an earlier one that is slow to read: about 100 bytes each.
     waiting: BTreeMap<u64, Option<(crate::tree::Placed, Vec<u8>)>>,
     next: u64,
     unreadable: u64,

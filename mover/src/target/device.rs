@@ -3,20 +3,16 @@
 //! Not here: whether it may be overwritten. What holds: the device is opened exclusively, which the kernel refuses for one
 //! that is mounted, swapped to, part of a volume group or otherwise held, or has a partition that is.
 
-use super::file::lock;
-use super::{DiskTarget, Order, Space};
-use crate::source::{FileDisk, RandomDisk};
+use super::file::{lock, read_back};
+use super::{DiskTarget, Order, Space, write_zeroes};
+use crate::source::RandomDisk;
 use crate::{Error, Kind, Result};
-use rustix::fs::{Advice, FallocateFlags, OFlags};
+use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::Errno;
 use std::fs::{File, OpenOptions};
-use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
-
-/// How much is written at once where the kernel cannot zero.
-const ZEROES: usize = 1 << 20;
 
 /// An open block device.
 pub(super) struct DeviceTarget {
@@ -46,17 +42,6 @@ impl DeviceTarget {
         rustix::fs::seek(&self.file, rustix::fs::SeekFrom::End(0))
             .map_err(|e| Error::io("asking for its size", e.into()))
     }
-
-    fn write_zeroes(&self, range: Range<u64>) -> Result<()> {
-        let zeroes = vec![0; ZEROES];
-        let mut at = range.start;
-        while at < range.end {
-            let length = usize::try_from(range.end - at).unwrap_or(ZEROES).min(ZEROES);
-            self.write_at(at, zeroes.get(..length).unwrap_or_default())?;
-            at += length as u64;
-        }
-        Ok(())
-    }
 }
 
 impl DiskTarget for DeviceTarget {
@@ -82,7 +67,7 @@ impl DiskTarget for DeviceTarget {
                 Err(e) => return Err(Error::io(format!("zeroing at byte {}", range.start), e.into())),
             }
         }
-        self.write_zeroes(range)
+        write_zeroes(self, range)
     }
 
     fn sync(&self) -> Result<()> {
@@ -90,10 +75,7 @@ impl DiskTarget for DeviceTarget {
     }
 
     fn read_back(&self) -> Result<Box<dyn RandomDisk + '_>> {
-        // As for files.
-        let _ = rustix::fs::fadvise(&self.file, 0, None::<NonZeroU64>, Advice::DontNeed);
-        let file = self.file.try_clone().map_err(|e| Error::io("reading it back", e))?;
-        Ok(Box::new(FileDisk::new(file)))
+        read_back(&self.file)
     }
 
     fn finish(self: Box<Self>) -> Result<()> {

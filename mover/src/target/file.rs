@@ -70,14 +70,19 @@ impl DiskTarget for FileTarget {
     }
 
     fn read_back(&self) -> Result<Box<dyn RandomDisk + '_>> {
-        // Reading what lies in memory would prove little. Advice: where it is not taken, memory is read.
-        let _ = rustix::fs::fadvise(&self.file, 0, None::<NonZeroU64>, Advice::DontNeed);
-        let file = self.file.try_clone().map_err(|e| Error::io("reading it back", e))?;
-        Ok(Box::new(FileDisk::new(file)))
+        read_back(&self.file)
     }
 
     fn finish(self: Box<Self>) -> Result<()> {
         self.file.sync_all().map_err(|e| Error::io("making it durable", e))?;
         sync_name(&self.path)
     }
+}
+
+/// What was written, to be read from storage: reading what lies in memory would prove little. Advice: where it is not taken,
+/// memory is read.
+pub(super) fn read_back(file: &File) -> Result<Box<dyn RandomDisk>> {
+    let _ = rustix::fs::fadvise(file, 0, None::<NonZeroU64>, Advice::DontNeed);
+    let file = file.try_clone().map_err(|e| Error::io("reading it back", e))?;
+    Ok(Box::new(FileDisk::new(file)))
 }

@@ -251,3 +251,16 @@ fn sync_name(path: &Path) -> Result<()> {
         .and_then(|folder| folder.sync_all())
         .map_err(|e| Error::io(format!("making the name of {} durable", path.display()), e))
 }
+
+/// Zeroes a range the slow way, by writing, a MiB at a time.
+fn write_zeroes(target: &dyn DiskTarget, range: Range<u64>) -> Result<()> {
+    const ZEROES: usize = 1 << 20;
+    let zeroes = vec![0; ZEROES];
+    let mut at = range.start;
+    while at < range.end {
+        let length = usize::try_from(range.end - at).unwrap_or(ZEROES).min(ZEROES);
+        target.write_at(at, zeroes.get(..length).unwrap_or_default())?;
+        at += length as u64;
+    }
+    Ok(())
+}

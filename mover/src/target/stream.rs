@@ -2,7 +2,7 @@
 //!
 //! Not here: putting pieces in order; the transfer does that. What holds: a byte out of order is refused, not written.
 
-use super::{DiskTarget, Order};
+use super::{DiskTarget, Order, write_zeroes};
 use crate::source::RandomDisk;
 use crate::{Error, Kind, Result};
 use std::fs::File;
@@ -10,9 +10,6 @@ use std::io::Write;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Mutex;
-
-/// Zeroes are written in pieces of this size.
-const ZEROES: usize = 1 << 20;
 
 /// Something that takes bytes in order.
 pub(super) struct StreamTarget {
@@ -59,14 +56,7 @@ impl DiskTarget for StreamTarget {
     }
 
     fn zero(&self, range: Range<u64>) -> Result<()> {
-        let zeroes = vec![0; ZEROES];
-        let mut at = range.start;
-        while at < range.end {
-            let length = usize::try_from(range.end - at).unwrap_or(ZEROES).min(ZEROES);
-            self.write_at(at, zeroes.get(..length).unwrap_or_default())?;
-            at += length as u64;
-        }
-        Ok(())
+        write_zeroes(self, range)
     }
 
     fn sync(&self) -> Result<()> {
