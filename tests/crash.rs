@@ -2,8 +2,9 @@
 //! effect; the store that it leaves is opened again and looked at.
 //!
 //! What holds afterwards, whatever the operation: every committed snapshot reads back whole, nothing that was not
-//! committed is visible, everything whose call succeeded stays so, and the next backup succeeds and sends nothing again
-//! that had arrived. Not here: what file systems do in a crash (the local backend's own tests).
+//! committed is visible, everything whose call succeeded stays so, the next backup succeeds and sends nothing again
+//! that had arrived, and the next collections leave nothing that no point needs. Not here: what file systems do in a
+//! crash (the local backend's own tests), and what others do at the same time (`storm.rs`).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "seeds are told, so that a failure can be repeated")]
@@ -11,15 +12,18 @@
 use coffer_repo::backend::faulty::{Counted, Fatal, Faulty, Plan, Stop};
 use coffer_repo::backend::memory::Memory;
 use coffer_repo::backend::{Backend, list_sorted};
+use coffer_repo::collector::CollectOptions;
 use coffer_repo::id::SnapshotId;
 use coffer_repo::location::PackKind;
 use coffer_repo::pack;
 use coffer_repo::repository::Repository;
 use coffer_repo::snapshot::{ClaimName, ClaimPart, Snapshot};
 use coffer_repo::{Error, Result};
+use coffer_tests::audit::{Audit, LATE};
 use coffer_tests::dice::Dice;
 use coffer_tests::disk::DiskContent;
-use coffer_tests::rig::{Job, at, init, learn_packs, open, open_index, read_disk};
+use coffer_tests::rig::{Job, at, collect, collecting, init, learn_packs, open, open_index, read_disk};
+use coffer_tests::stage::{Kinds, Stage, content};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
@@ -188,6 +192,67 @@ fn a_crash_before_any_operation_took_effect() {
 #[test]
 fn a_crash_after_any_put_or_delete_took_effect() {
     crash_everywhere(Counted::Mutating, Fatal::Done);
+}
+
+/// What a backup on a stage is of.
+const NEW: (&str, u64, Kinds) = ("mail", 100, [20, 21, 0]);
+
+/// What is done to a stage, with a directory for scratch; the point that it committed.
+type Flow = dyn Fn(Arc<dyn Backend>, &Path) -> Result<Option<Snapshot>>;
+
+/// Runs `flow` on a stage until it dies at operation 1, 2, 3 ... and has the audit look at what is left.
+fn crash_on_stage(counted: Counted, fatal: Fatal, least: u64, flow: &Flow) {
+    let scratch = tempfile::tempdir().unwrap();
+    let stage = Stage::build(scratch.path());
+    let mut at = 0;
+    loop {
+        at += 1;
+        let dir = tempfile::tempdir().unwrap();
+        let stop = Stop { at, counted, fatal };
+        let faulty = Arc::new(Faulty::new(stage.store.clone_state(), Plan { stop: Some(stop), ..Plan::default() }));
+        let ended = flow(faulty.clone(), dir.path());
+        let store = Arc::new(faulty.inner().clone_state());
+        let audit = Audit::new(Arc::clone(&store), open(store, 1000).unwrap(), &stage, dir.path());
+        audit.expect(NEW.0, NEW.1, NEW.2);
+        if let Ok(Some(snapshot)) = &ended {
+            audit.committed(snapshot);
+        }
+        audit.settle(2000).unwrap_or_else(|why| panic!("{stop:?}: {why:?}"));
+        if ended.is_ok() {
+            break;
+        }
+    }
+    assert!(at > least, "the flow ended after {at} operations");
+    println!("{at} operations");
+}
+
+/// A collection that copies out of everything it can, with a forgotten point, moved packs, a condemned one, and claims to sweep.
+fn collection(store: Arc<dyn Backend>, dir: &Path) -> Result<Option<Snapshot>> {
+    let options = CollectOptions { repack_below: 99, dead_after: 0, ..collecting(dir, LATE) };
+    collect(&open(store, 3000)?, &options).map(|_| None)
+}
+
+#[test]
+fn a_collection_that_crashes_before_any_operation_took_effect() {
+    crash_on_stage(Counted::Every, Fatal::Lost, 100, &collection);
+}
+
+#[test]
+fn a_collection_that_crashes_after_any_put_or_delete_took_effect() {
+    crash_on_stage(Counted::Mutating, Fatal::Done, 30, &collection);
+}
+
+/// What a backup left that died is collected once its session is old.
+#[test]
+fn what_crashed_backups_leave_is_collected() {
+    let backup = |store: Arc<dyn Backend>, dir: &Path| {
+        let repo = open(store, 3000)?;
+        let index = open_index(&repo, &dir.join("index"))?;
+        let (workload, time, kinds) = NEW;
+        Job::new(workload, time, vec![("d", &content(kinds))]).run(&repo, &index).map(Some)
+    };
+    crash_on_stage(Counted::Every, Fatal::Lost, 15, &backup);
+    crash_on_stage(Counted::Mutating, Fatal::Done, 6, &backup);
 }
 
 /// The guard of the checks above: they miss neither an object that is gone nor one that nobody committed.

@@ -21,20 +21,26 @@ use coffer_repo::cbor::Value;
 use coffer_repo::certificate::Certificate;
 use coffer_repo::crypto::{Codec, KeySlot};
 use coffer_repo::descriptor::Descriptor;
-use coffer_repo::disk_map::{self, Node};
+use coffer_repo::disk_map::{self, Hint, Node};
+use coffer_repo::epoch::Epoch;
 use coffer_repo::features;
-use coffer_repo::id::{PackUid, SlotId, SnapshotId};
+use coffer_repo::id::{PackUid, RecordId, SlotId, SnapshotId};
 use coffer_repo::index_delta::{self, IndexDelta};
 use coffer_repo::key_slot::{self, Credential};
-use coffer_repo::location::PackKind;
+use coffer_repo::location::{IndexKey, PackKind};
+use coffer_repo::moved::{self, Moved, Relocated};
+use coffer_repo::note::{Note, Remark};
 use coffer_repo::pack::contents::{self, FOOTER_LEN};
 use coffer_repo::pack::{self, Footer, PackHeader};
+use coffer_repo::parity::{self, Parity};
 use coffer_repo::point::PointName;
 use coffer_repo::repository::Repository;
+use coffer_repo::retention::Stretch;
 use coffer_repo::seal::{Compressor, Decompressor};
 use coffer_repo::sealed::{ObjectKind, Unverified};
 use coffer_repo::snapshot::{Claim, ClaimName, Condemned, Decision, Forget};
 use coffer_repo::time::Timestamp;
+use coffer_repo::verified::{Level, Proof, Verified};
 use coffer_tests::dice::Dice;
 use coffer_tests::golden::{Golden, open};
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -287,6 +293,12 @@ fn objects(corpus: &Corpus) -> Vec<Decoder<'_>> {
     .concat();
     let id = SnapshotId([7; 16]);
     let sealed = corpus.names("forgets/").remove(0);
+    let protect = Remark::Protect { reason: Some("the last good one".into()) };
+    let unprotect = Remark::Unprotect { ends: vec![RecordId([1; 16]), RecordId([2; 16])] };
+    let time = Some(Timestamp::from_seconds(1_795_226_400).unwrap());
+    let notes = [protect, unprotect].map(|remark| Note { snapshot: id, time, remark }.encode().unwrap());
+    let notes = [corpus.bodies(ObjectKind::Note, Note::PREFIX, ""), notes.into()].concat();
+    let epoch = Epoch { number: 2, public: keys.data_key().1, time: Timestamp::from_seconds(1).unwrap() };
     vec![
         // Signed again, so that mutations get behind the signature.
         Decoder::new("descriptor", vec![unsigned(corpus.memory.get("repo").unwrap())], move |bytes| {
@@ -321,6 +333,30 @@ fn objects(corpus: &Corpus) -> Vec<Decoder<'_>> {
         }),
         Decoder::new("condemned", corpus.bodies(ObjectKind::Condemned, "condemned/", ""), |bytes| {
             one_meaning(Condemned::decode(bytes), |condemned| condemned.encode().unwrap(), Condemned::decode)
+        }),
+        Decoder {
+            // The tables of the code are made when they are first needed.
+            allowance: 20 << 20,
+            ..Decoder::new("parity", vec![parity_object()], |object| {
+                // Of the pack, the first half is left: four shards of six are to be restored.
+                let repair = |parity: Parity<'_>| parity.repair(PARITY_OF[..PARITY_OF.len() / 2].to_vec());
+                match Parity::decode(PackKind::Data, PARITY_PACK, object) {
+                    Ok(parity) => read_only(repair(parity).map(|repaired| assert_eq!(repaired.bytes, PARITY_OF))),
+                    Err(_) => Outcome::Refused,
+                }
+            })
+        },
+        Decoder::new("verified record", verified_bodies(), |bytes| {
+            one_meaning(Verified::decode(bytes), |verified| verified.encode().unwrap(), Verified::decode)
+        }),
+        Decoder::new("moved record", moved_bodies(), |bytes| {
+            one_meaning(Moved::decode(bytes), |moved| moved.encode().unwrap(), Moved::decode)
+        }),
+        Decoder::new("note", notes, |bytes| {
+            one_meaning(Note::decode(bytes), |note| note.encode().unwrap(), Note::decode)
+        }),
+        Decoder::new("epoch", vec![epoch.encode().unwrap()], |bytes| {
+            one_meaning(Epoch::decode(2, bytes), |epoch| epoch.encode().unwrap(), |bytes| Epoch::decode(2, bytes))
         }),
         Decoder::new("certificate", corpus.bodies(ObjectKind::Certificate, "writers/", ""), |bytes| {
             one_meaning(Certificate::decode(bytes), |certificate| certificate.encode().unwrap(), Certificate::decode)
@@ -418,6 +454,9 @@ fn texts(corpus: &Corpus) -> Vec<Decoder<'_>> {
         Decoder::text("time", &["2026-11-21T02-00-00Z", "1970-01-01T00-00-00Z"], |text| {
             one_spelling(text.as_bytes(), text.parse::<Timestamp>(), |time| time.to_string().into_bytes())
         }),
+        Decoder::text("length of time", &["2y5m7d3h", "1h", "36m"], move |text| {
+            one_meaning(text.parse::<Stretch>(), |length| length.to_string().into_bytes(), |b| as_text(b).parse())
+        }),
         Decoder::text("key file", &[&corpus.key_file], |text| read_only(Credential::from_key_file(text))),
         Decoder::text("feature", &["features/compat-a", "features/rocompat-b"], |text| {
             read_only(features::access_with(text))
@@ -436,16 +475,57 @@ fn texts(corpus: &Corpus) -> Vec<Decoder<'_>> {
         Decoder::new("name of a pack", [of("packs/"), of("trees/")].concat(), move |bytes| {
             spelt(bytes, pack::parse_name(&as_text(bytes)).map(|(kind, uid)| pack::name(kind, uid)))
         }),
+        Decoder::text("name of an epoch", &[&Epoch::name(2)], move |text| {
+            spelt(text.as_bytes(), Epoch::parse_name(text).map(Epoch::name))
+        }),
         Decoder::new("name of an index delta", of("index/"), move |bytes| {
             spelt(bytes, index_delta::parse_name(&as_text(bytes)).map(|(signer, seq)| index_delta::name(signer, seq)))
         }),
+        Decoder::text("name of a moved record", &[&moved::name(PackUid([7; 16]), RecordId([8; 16]))], move |text| {
+            spelt(text.as_bytes(), moved::parse_name(text).map(|(pack, record)| moved::name(pack, record)))
+        }),
         Decoder::new("name of a forget", of("forgets/"), move |bytes| {
             spelt(bytes, Forget::parse(&as_text(bytes)).map(Forget::name))
+        }),
+        Decoder::new("name of a note", of(Note::PREFIX), move |bytes| {
+            spelt(bytes, Note::parse(&as_text(bytes)).map(Note::name))
         }),
         Decoder::new("head of an image", vec![b"QFI\xfb\0\0\0\x03".to_vec(), b"KDMV\x01\0\0\0".to_vec()], |bytes| {
             read_only(ImageFormat::of_head(bytes).ok_or(()))
         }),
     ]
+}
+
+/// Bodies of verified records: no frozen repository has any.
+fn verified_bodies() -> Vec<Vec<u8>> {
+    let proof = |level, n: u8| Proof {
+        time: Timestamp::from_seconds(1_795_226_400).unwrap(),
+        level,
+        packs: (0..n).map(|i| PackUid([i; 16])).collect(),
+        points: (0..n).map(|i| SnapshotId([i; 16])).collect(),
+    };
+    let full = Verified {
+        proofs: vec![proof(Level::Data, 9), proof(Level::Structure, 2)],
+        superseded: vec![RecordId([4; 16]), RecordId([5; 16])],
+    };
+    [Verified::default(), full].map(|verified| verified.encode().unwrap()).to_vec()
+}
+
+const PARITY_PACK: PackUid = PackUid([6; 16]);
+/// Stands for a pack of six shards.
+const PARITY_OF: [u8; 6000] = [0x5a; 6000];
+
+fn parity_object() -> Vec<u8> {
+    parity::encode(PackKind::Data, PARITY_PACK, &PARITY_OF).unwrap()
+}
+
+/// Bodies of moved records: no frozen repository has any.
+fn moved_bodies() -> Vec<Vec<u8>> {
+    let line = |n: u8| Relocated {
+        key: IndexKey([n; 16]),
+        to: Hint { pack: PackUid([n ^ 1; 16]), offset: 292 + u32::from(n) * 70_000, stored_len: 20_000 },
+    };
+    [0, 1, 20].map(|n| Moved { lines: (0..n).map(line).collect() }.encode().unwrap()).to_vec()
 }
 
 /// Decoders of the NBD protocol, both directions.

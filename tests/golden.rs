@@ -11,15 +11,21 @@
 use coffer_repo::Kind;
 use coffer_repo::backend::Backend;
 use coffer_repo::backend::local::Local;
+use coffer_repo::cancel::Cancel;
+use coffer_repo::collector::{CollectOptions, CollectProgress, collect};
 use coffer_repo::entropy::Seeded;
 use coffer_repo::key_slot::Credential;
 use coffer_repo::repository::Repository;
+use coffer_repo::rotation;
+use coffer_repo::snapshot::Identity;
 use coffer_tests::golden::{ALL, Golden, files, open, read_snapshot};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use tempfile::TempDir;
 
 #[path = "golden/make.rs"]
 mod make;
@@ -56,12 +62,7 @@ fn every_credential_opens_its_bundle() {
 fn a_directory_serves_them_as_memory_does() {
     for name in ALL {
         let golden = Golden::new(name);
-        let dir = tempfile::tempdir().unwrap();
-        for file in files(&golden.store(), "") {
-            let to = dir.path().join(&file);
-            fs::create_dir_all(to.parent().unwrap()).unwrap();
-            fs::copy(golden.store().join(&file), to).unwrap();
-        }
+        let dir = copy_of(&golden);
         let repo = open(&golden, Arc::new(Local::open(dir.path()).unwrap()), "password").unwrap();
         let points = repo.points().unwrap().snapshots;
         compare(&golden, points.iter().map(|s| read_snapshot(&repo, s).unwrap()).collect());
@@ -72,16 +73,34 @@ fn a_directory_serves_them_as_memory_does() {
 fn an_independent_reader_agrees() {
     for name in ALL {
         let golden = Golden::new(name);
-        let mut listed: Vec<Value> =
-            lines(&reader_py(&golden, &["list"])).map(|line| serde_json::from_str(line).unwrap()).collect();
-        for snapshot in &mut listed {
-            let id = snapshot["id"].as_str().unwrap().to_owned();
-            for disk in snapshot["disks"].as_array_mut().unwrap() {
-                let digest = reader_py(&golden, &["digest", &id, disk["name"].as_str().unwrap()]);
-                disk["runs"] = lines(&digest).map(run_of_digest).collect();
-            }
-        }
-        compare(&golden, listed);
+        compare(&golden, read_by_reader(&golden, &golden.store()));
+    }
+}
+
+/// Their keys are rotated and everything is sealed anew: nothing else about them changes.
+#[test]
+fn they_are_the_same_after_a_rotation() {
+    for name in ALL {
+        let golden = Golden::new(name);
+        let dir = copy_of(&golden);
+        let repo = open(&golden, Arc::new(Local::open(dir.path()).unwrap()), "password").unwrap();
+        let now = repo.points().unwrap().snapshots[0].time();
+        assert_eq!(rotation::rotate(&repo, now).unwrap().epoch, 2);
+        let scratch = tempfile::tempdir().unwrap();
+        let mut options = CollectOptions::new(scratch.path().to_owned(), Identity::default(), now);
+        options.rotate = true;
+        let report = collect(&repo, &options, &CollectProgress::default(), &Cancel::default()).unwrap();
+        assert!(report.rotated.packs > 0 && report.spared.packs == 0, "{name}: {report:?}");
+        let left = rotation::status(&repo, 1, &AtomicU64::new(0), &Cancel::default()).unwrap().left;
+        assert_eq!(left.packs, 0, "{name}");
+        drop(repo);
+
+        let repo = open(&golden, Arc::new(Local::open(dir.path()).unwrap()), "password").unwrap();
+        let points = repo.points().unwrap().snapshots;
+        compare(&golden, points.iter().map(|s| read_snapshot(&repo, s).unwrap()).collect());
+        compare(&golden, read_by_reader(&golden, dir.path()));
+        let output = run_reader(dir.path(), &golden.password_file(), &["check"]);
+        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
     }
 }
 
@@ -89,7 +108,8 @@ fn an_independent_reader_agrees() {
 fn an_independent_reader_finds_no_fault() {
     for name in ALL {
         let golden = Golden::new(name);
-        let said = reader_py(&golden, &["check"]);
+        let output = run_reader(&golden.store(), &golden.password_file(), &["check"]);
+        let said = String::from_utf8_lossy(&output.stdout);
         let objects = files(&golden.store(), "").len();
         assert!(
             said.starts_with(&format!("{objects} objects, ")) && said.ends_with(", 0 problems\n"),
@@ -121,13 +141,8 @@ fn whole_disks_are_alike_byte_for_byte() {
 #[test]
 fn an_independent_reader_finds_a_flipped_bit() {
     let golden = Golden::new("v1-chacha");
-    let dir = tempfile::tempdir().unwrap();
+    let dir = copy_of(&golden);
     let names = files(&golden.store(), "");
-    for file in &names {
-        let to = dir.path().join(file);
-        fs::create_dir_all(to.parent().unwrap()).unwrap();
-        fs::copy(golden.store().join(file), to).unwrap();
-    }
     let pack = names.iter().find(|n| n.starts_with("packs/")).unwrap();
     let mut bytes = fs::read(dir.path().join(pack)).unwrap();
     bytes[1000] ^= 1;
@@ -142,6 +157,34 @@ fn an_independent_implementation_gives_the_known_answers() {
     let vectors = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/vectors");
     let output = python("known_answers.py", &[vectors.as_ref()]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The repository's objects in a folder of their own.
+fn copy_of(golden: &Golden) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for file in files(&golden.store(), "") {
+        let to = dir.path().join(&file);
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        fs::copy(golden.store().join(&file), to).unwrap();
+    }
+    dir
+}
+
+/// What the independent reader finds in a store that the golden repository's passphrase opens.
+fn read_by_reader(golden: &Golden, store: &Path) -> Vec<Value> {
+    let said = |command: &[&str]| {
+        let output = run_reader(store, &golden.password_file(), command);
+        assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let mut listed: Vec<Value> = said(&["list"]).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for snapshot in &mut listed {
+        let id = snapshot["id"].as_str().unwrap().to_owned();
+        for disk in snapshot["disks"].as_array_mut().unwrap() {
+            disk["runs"] = said(&["digest", &id, disk["name"].as_str().unwrap()]).lines().map(run_of_digest).collect();
+        }
+    }
+    listed
 }
 
 /// Compares one by one, so that what differs can be seen.
@@ -161,16 +204,6 @@ fn run_of_digest(line: &str) -> Value {
         ["unreadable", offset, len] => serde_json::json!([number(offset), number(len), null]),
         _ => panic!("{line}"),
     }
-}
-
-fn lines(text: &str) -> impl Iterator<Item = &str> {
-    text.lines()
-}
-
-fn reader_py(golden: &Golden, command: &[&str]) -> String {
-    let output = run_reader(&golden.store(), &golden.password_file(), command);
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
 }
 
 fn run_reader(store: &Path, password_file: &Path, command: &[&str]) -> Output {

@@ -9,20 +9,32 @@
 
 #[path = "journey/block_device.rs"]
 mod block_device;
+#[path = "journey/collected.rs"]
+mod collected;
 #[path = "journey/formats.rs"]
 mod formats;
 #[path = "journey/full_disk.rs"]
 mod full_disk;
 #[path = "journey/guest.rs"]
 mod guest;
+#[path = "journey/healing.rs"]
+mod healing;
 #[path = "journey/huge.rs"]
 mod huge;
 #[path = "journey/killed.rs"]
 mod killed;
+#[path = "journey/kills.rs"]
+mod kills;
 #[path = "journey/lost_index.rs"]
 mod lost_index;
 #[path = "journey/mounted.rs"]
 mod mounted;
+#[path = "journey/overtaken.rs"]
+mod overtaken;
+#[path = "journey/retention.rs"]
+mod retention;
+#[path = "journey/rotation.rs"]
+mod rotation;
 #[path = "journey/together.rs"]
 mod together;
 #[path = "journey/unreadable.rs"]

@@ -1,9 +1,9 @@
 //! The reference model: a long random life of a repository beside a plain map of what it has to hold.
 //!
 //! Disks are written, backed up (in full, on a parent, with windows that the source calls unchanged, as the owner of
-//! the index or as its guest), read, pinned and forgotten; the repository and its index are closed, thrown away and
-//! learnt again in between. After every step the points are those of the map, and what is read of them is what was
-//! backed up.
+//! the index or as its guest), read, pinned and forgotten, backups are broken off, garbage is collected; the repository
+//! and its index are closed, thrown away and learnt again in between. After every step the points are those of the map,
+//! and what is read of them is what was backed up.
 //!
 //! Not here: crashes (`crash.rs`), damage (`broken.rs`). What holds: everything follows from the seed, which is
 //! printed. More steps: `COFFER_MODEL_STEPS`; another life: `COFFER_MODEL_SEED`.
@@ -15,13 +15,14 @@
 use coffer_repo::Kind;
 use coffer_repo::backend::memory::Memory;
 use coffer_repo::catalog::Pin;
+use coffer_repo::collector::CollectOptions;
 use coffer_repo::index::Index;
 use coffer_repo::reader::Reader;
 use coffer_repo::repository::Repository;
 use coffer_repo::snapshot::{Identity, Snapshot};
 use coffer_tests::dice::Dice;
 use coffer_tests::disk::{DiskContent, read_runs};
-use coffer_tests::rig::{Job, WINDOW, at, init, learn, learn_packs, open, open_index, reader};
+use coffer_tests::rig::{Job, WINDOW, at, collect, collecting, init, learn, learn_packs, open, open_index, reader};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -34,6 +35,7 @@ const LONGEST: usize = 4 << 20;
 const MOST_POINTS: usize = 12;
 
 /// A point that the repository has to have.
+#[derive(Clone)]
 struct Point {
     snapshot: Snapshot,
     disks: Vec<(String, Arc<DiskContent>)>,
@@ -53,8 +55,11 @@ struct Life {
     /// The disks of the machines that are backed up.
     machines: Vec<Vec<u8>>,
     points: Vec<Point>,
-    pins: Vec<Pin>,
-    done: [u64; 10],
+    /// What they hold can be read, forgotten or not.
+    pins: Vec<(Pin, Point)>,
+    /// Packs that were collected.
+    removed: u64,
+    done: [u64; 12],
 }
 
 impl Life {
@@ -77,7 +82,8 @@ impl Life {
             machines,
             points: Vec::new(),
             pins: Vec::new(),
-            done: [0; 10],
+            removed: 0,
+            done: [0; 12],
         }
     }
 
@@ -94,7 +100,11 @@ impl Life {
             92..95 => self.reopen(),
             95..97 => self.reopen_index(),
             97..98 => self.learn_again(),
-            _ => self.read_all_of_one(),
+            98..99 => self.read_all_of_one(),
+            _ => match self.dice.once_in(3) {
+                true => self.break_off(),
+                false => self.collect(),
+            },
         };
         self.done[which] += 1;
         self.compare_points().unwrap();
@@ -221,14 +231,45 @@ impl Life {
     fn pin(&mut self) -> usize {
         if self.pins.len() < 3 && !self.points.is_empty() {
             let at_point = self.dice.index(self.points.len());
-            let snapshot = &self.points[at_point].snapshot;
-            let pin = self.repo.pin(snapshot, "test", &Identity::default(), at(self.now)).unwrap();
+            let point = self.points[at_point].clone();
+            let pin = self.repo.pin(&point.snapshot, "test", &Identity::default(), at(self.now)).unwrap();
             assert_eq!(pin.warning(), None);
-            self.pins.push(pin);
-        } else if let Some(pin) = self.pins.pop() {
+            self.pins.push((pin, point));
+        } else if let Some((pin, _)) = self.pins.pop() {
             pin.release(at(self.now)).unwrap();
         }
         6
+    }
+
+    /// A backup that is broken off before it commits.
+    fn break_off(&mut self) -> usize {
+        let mut noise = vec![0; 500_000];
+        self.dice.noise(&mut noise);
+        let disk = noise.into();
+        drop(Job::new(WORKLOADS[0], self.now, vec![("disk", &disk)]).prepare(&self.repo, &self.index).unwrap());
+        10
+    }
+
+    /// Collects garbage; afterwards everything that is pinned can be read, with what is remembered from before and without.
+    fn collect(&mut self) -> usize {
+        let options = CollectOptions {
+            repack_below: [0, 50, 99][self.dice.index(3)],
+            max_repack: self.dice.once_in(3).then_some(2_000_000),
+            // Sessions beat by a clock that does not run here.
+            dead_after: u64::MAX,
+            ..collecting(self.dir.path(), self.now)
+        };
+        let report = collect(&self.repo, &options).unwrap();
+        assert!(report.unwalkable.is_empty() && report.damaged.is_empty() && report.lost == 0, "{report:?}");
+        assert!(report.unpinned.is_empty() && report.revoked.is_empty(), "{report:?}");
+        self.removed += report.removed.packs;
+        learn(&self.repo, &self.index).unwrap();
+        for reader in [&self.reader, &reader(&self.repo).unwrap()] {
+            for (_, point) in &self.pins {
+                (0..point.disks.len()).for_each(|disk| compare_disk(reader, point, disk).unwrap());
+            }
+        }
+        11
     }
 
     /// Another process takes over: nothing is cached.
@@ -320,7 +361,11 @@ fn a_long_life_is_as_the_model_says() {
             compare_disk(&life.reader, point, disk).unwrap();
         }
     }
-    println!("writes, backups, by guests, reads, of all, forgets, pins, reopened, index, learnt: {:?}", life.done);
+    println!(
+        "writes, backups, by guests, reads, of all, forgets, pins, reopened, index, learnt, broken off, collections:"
+    );
+    println!("{:?}; {} packs collected", life.done, life.removed);
+    assert!(life.removed > 20);
     assert!(life.done.iter().all(|n| *n > 0), "something was never done: {:?}", life.done);
 }
 

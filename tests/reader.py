@@ -196,8 +196,9 @@ NAMES = {
     10: [rf"condemned/{HEX32}"],
     11: [rf"moved/{HEX32}/{HEX32}"],
     12: [rf"notes/{HEX32}"],
+    14: [r"epochs/[0-9a-f]{8}"],
 }
-AUTHORITY_ONLY = {5, 9, 10, 12}
+AUTHORITY_ONLY = {5, 9, 10, 12, 14}
 
 
 def kind_of(name):
@@ -237,7 +238,7 @@ class Repository:
     # Sections 2 and 3
 
     def _unlock(self, passphrase, key_file):
-        damage = []
+        damage, opened = [], []
         for name in self.names("keys"):
             kind_of(name)
             try:
@@ -246,7 +247,10 @@ class Repository:
                 damage.append(str(error))
                 continue
             if keys:
-                return keys
+                opened.append(keys)
+        if opened:
+            # An interrupted rotation leaves two: the newer one has all keys of the older one.
+            return max(opened, key=lambda keys: len(keys.private))
         raise Damage("; ".join(damage) or "no key slot opens with this passphrase or key file")
 
     # Section 4
@@ -611,6 +615,10 @@ def check(repository):
     def check_shape(name, kind):
         fields(name, repository.record(name), shapes[kind], free=kind == 12)
 
+    def check_epoch(name):
+        body = fields(name, repository.record(name), {"epoch": int, "public": 32, "time": int})
+        require(body["epoch"] == int(name.split("/")[1], 16) > 1, f"{name}: another epoch's number")
+
     shapes = {6: {"host": str, "program": str, "workload": str}, 10: {"packs": list}, 12: {"snapshot": 16}}
     names = repository.names()
     kinds = {name: attempt(kind_of, name) for name in names}
@@ -620,6 +628,8 @@ def check(repository):
             attempt(check_pack, name)
         elif kind == 5:
             attempt(repository.public_key, bytes.fromhex(name.split("/")[1]))
+        elif kind == 14:
+            attempt(check_epoch, name)
         elif kind in shapes:
             attempt(check_shape, name, kind)
         elif kind == 8:

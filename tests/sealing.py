@@ -230,8 +230,11 @@ class Keys:
         self.id_key, self.structure_key = bundle["id_key"], bundle["structure_key"]
         self.private = {}
         require(bundle["data"], "bundle: no data key")
+        last = 0
         for entry in bundle["data"]:
             fields("bundle: data", entry, {"epoch": int, "public": 32, **({"private": 32} if full else {})})
+            require(isinstance(entry["epoch"], int) and entry["epoch"] > last, "bundle: epochs do not rise")
+            last, self.newest = entry["epoch"], None if entry["epoch"] == 1 else short_id(entry["public"])
             if full:
                 private = X25519PrivateKey.from_private_bytes(entry["private"])
                 require(public_of(private) == entry["public"], "bundle: halves of a data key do not match")
@@ -251,7 +254,7 @@ def slot_open(slot, octets, passphrase=None, key_file=None):
     entry = cbor_decode(octets[:-32])
     costs = {"m": int, "t": int, "p": int} if entry.get("kind") == "passphrase" else {}
     shapes = {"v": int, "kind": str, "bundle": str, "label": str, "created": int, "salt": 32, "sealed": 0}
-    fields(what, entry, {**shapes, **costs})
+    fields(what, entry, {**shapes, **costs}, {"recipient": 16})
     require(entry["v"] == 1 and entry["kind"] in ("passphrase", "keyfile"), f"{what}: version or kind")
     require(entry["bundle"] in ("full", "writer"), f"{what}: kind of bundle")
     if entry["kind"] == "passphrase" and passphrase is not None:
@@ -271,6 +274,7 @@ def slot_open(slot, octets, passphrase=None, key_file=None):
     except InvalidTag:
         return None
     require(keys.full == (entry["bundle"] == "full"), f"{what}: another kind of bundle than it says")
+    require(keys.newest == entry.get("recipient"), f"{what}: another data key than it says")
     return keys
 
 

@@ -13,6 +13,8 @@ use std::sync::Arc;
 /// A disk of a snapshot.
 pub struct SnapshotDevice {
     disk: DiskReader,
+    /// Whether extents are read, so that what is damaged is told from what is not.
+    is_salvaged: bool,
     /// Shared by the devices of one snapshot; ends with the last of them.
     _pin: Option<Arc<Pin>>,
 }
@@ -21,7 +23,14 @@ impl SnapshotDevice {
     /// A device over `disk`, which `pin` holds.
     #[must_use]
     pub fn new(disk: DiskReader, pin: Option<Arc<Pin>>) -> Self {
-        SnapshotDevice { disk, _pin: pin }
+        SnapshotDevice { disk, is_salvaged: false, _pin: pin }
+    }
+
+    /// The same device for whoever wants what is left of a damaged disk: what cannot be read any more is an extent like what could
+    /// not be read when the backup was made. Asking for extents then reads them.
+    #[must_use]
+    pub fn salvaged(self) -> Self {
+        SnapshotDevice { is_salvaged: true, ..self }
     }
 }
 
@@ -52,7 +61,10 @@ impl BlockDevice for SnapshotDevice {
             MapContent::Zero => Content::Zero,
             MapContent::Unreadable => Content::Unreadable,
         };
-        let extents = self.disk.extents(range, max)?;
+        let extents = match self.is_salvaged {
+            true => self.disk.readable_extents(range, max)?,
+            false => self.disk.extents(range, max)?,
+        };
         Ok(extents.into_iter().map(|e| Extent { range: e.range, content: content(e.content) }).collect())
     }
 

@@ -12,7 +12,7 @@
 use crate::range_list::RangeList;
 use crate::sample;
 use crate::source::{self, Access, DiskSource, FeedOptions, SourceDisk, SourceOptions, WindowFeed};
-use crate::{Error, Result};
+use crate::{Error, Kind, Result};
 use coffer_repo::cancel::Cancel;
 use coffer_repo::index::Index;
 use coffer_repo::reader::{Reader, ReaderOptions};
@@ -192,7 +192,16 @@ fn distrust(
             continue;
         }
         let before = reader.disk(parent, &disk.name)?;
-        if let Some(range) = sample::first_difference(&**random, &before, places, repo.entropy(), cancel)? {
+        let sampled = match sample::first_difference(&**random, &before, places, repo.entropy(), cancel) {
+            Err(e) if e.kind() == Kind::Corrupt => {
+                return Ok(Some(format!(
+                    "disk {} of the backup before is damaged; everything is read: {e}",
+                    disk.name
+                )));
+            }
+            sampled => sampled?,
+        };
+        if let Some(range) = sampled {
             return Ok(Some(format!(
                 "disk {}: the source called bytes {} to {} unchanged, but they differ from snapshot {}; everything is read",
                 disk.name,

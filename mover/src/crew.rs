@@ -34,6 +34,14 @@ pub(crate) fn work(workers: usize, tasks: u64, task: impl Fn(u64, &mut Vec<u8>) 
     first.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
 }
 
+/// The first `len` bytes of a worker's buffer, which grows once and is kept: they are old bytes, to be overwritten.
+pub(crate) fn room(buffer: &mut Vec<u8>, len: usize) -> &mut [u8] {
+    if buffer.len() < len {
+        buffer.resize(len, 0);
+    }
+    buffer.get_mut(..len).unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,6 +12,7 @@
 //! whatever the disk's size; bytes that could not be read are never passed off as zeroes.
 
 pub mod backup;
+pub mod donor;
 pub mod image_format;
 pub mod location;
 pub mod range_list;

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct RestoreOptions {
     /// How many threads copy.
     pub workers: usize,
-    /// Restore what could not be read when the backup was made as zeroes, and list it, rather than fail.
+    /// Restore as zeroes, and list, what the device says cannot be read, rather than fail.
     pub keep_going: bool,
     /// Read the target back and compare it.
     pub verify: bool,
@@ -52,7 +52,7 @@ pub struct RestoreReport {
     pub zero: u64,
     /// Bytes that an earlier run had restored.
     pub resumed: u64,
-    /// What could not be read when the backup was made, restored as zeroes.
+    /// What the device said cannot be read, restored as zeroes.
     pub unreadable: RangeList,
     /// Whether everything was read back and found right.
     pub is_verified: bool,

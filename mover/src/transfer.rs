@@ -23,8 +23,8 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 /// What one worker reads and writes at a time, in bytes.
 pub(crate) const SLICE: u64 = 4 << 20;
 
-/// How many pieces are done before a sync is worth its wait.
-const PIECES_PER_SYNC: usize = 4;
+/// How many pieces are done before a sync is worth its wait: what a restore that was killed does again at most, 1 GiB.
+const PIECES_PER_SYNC: usize = 16;
 
 /// How many extents are asked for at a time.
 pub(crate) const BATCH: usize = 1024;
@@ -64,11 +64,13 @@ impl Transfer<'_> {
                 match &turn {
                     None => self.copy(&slice, buffer, &unreadable)?,
                     Some(turn) => {
-                        self.read(&slice, buffer, &unreadable)?;
+                        let bytes = crew::room(buffer, length(&slice)?);
+                        let runs = self.runs(&slice, &unreadable)?;
+                        read_runs(self.device, &runs, &slice, bytes).map_err(|e| self.way_out(e))?;
                         if !turn.wait(piece) {
                             return Ok(());
                         }
-                        self.target.write_at(slice.start, buffer)?;
+                        self.target.write_at(slice.start, bytes)?;
                         self.progress.written.fetch_add(slice.end - slice.start, Ordering::Relaxed);
                         turn.pass();
                     }
@@ -91,9 +93,9 @@ impl Transfer<'_> {
     fn copy(&self, slice: &Range<u64>, buffer: &mut Vec<u8>, unreadable: &Mutex<RangeList>) -> Result<()> {
         let runs = self.runs(slice, unreadable)?;
         for run in &runs {
-            buffer.resize(length(run)?, 0);
-            self.device.read_at(run.start, buffer)?;
-            self.target.write_at(run.start, buffer)?;
+            let bytes = crew::room(buffer, length(run)?);
+            self.device.read_at(run.start, bytes).map_err(|e| self.way_out(e))?;
+            self.target.write_at(run.start, bytes)?;
             self.progress.written.fetch_add(run.end - run.start, Ordering::Relaxed);
         }
         for gap in runs::gaps(&runs, slice) {
@@ -103,15 +105,10 @@ impl Transfer<'_> {
         Ok(())
     }
 
-    /// Reads a whole slice, zeroes included.
-    fn read(&self, slice: &Range<u64>, buffer: &mut Vec<u8>, unreadable: &Mutex<RangeList>) -> Result<()> {
-        let runs = self.runs(slice, unreadable)?;
-        read_runs(self.device, &runs, slice, buffer)
-    }
-
     /// What has to be read of a range. What cannot be is listed, or fails.
     fn runs(&self, range: &Range<u64>, unreadable: &Mutex<RangeList>) -> Result<Vec<Range<u64>>> {
-        let found = runs::cover(range, |rest| self.device.extents(rest, BATCH), |extent| &extent.range)?;
+        let extents = |rest| self.device.extents(rest, BATCH).map_err(|e| self.way_out(e));
+        let found = runs::cover(range, extents, |extent| &extent.range)?;
         for lost in found.iter().filter(|extent| extent.content == Content::Unreadable) {
             if !self.options.keep_going {
                 return Err(Error::new(
@@ -126,6 +123,16 @@ impl Transfer<'_> {
             unreadable.lock().unwrap_or_else(PoisonError::into_inner).add(lost.range.clone());
         }
         Ok(split_at_unreadable(found, range))
+    }
+
+    /// Says with damage how to get what is left.
+    fn way_out(&self, e: Error) -> Error {
+        match e.kind() {
+            Kind::Corrupt if !self.options.keep_going => {
+                e.within("the snapshot is damaged; say --keep-going to restore what is left and have the rest listed")
+            }
+            _ => e,
+        }
     }
 }
 
@@ -158,21 +165,24 @@ pub(crate) fn device_runs(device: &dyn BlockDevice, range: &Range<u64>) -> Resul
     Ok(split_at_unreadable(found, range))
 }
 
-/// Fills `buffer` with `slice` of the device: its runs are read, the rest is zero.
+/// Fills `out` with `slice` of the device: its runs are read, the rest is zero.
 pub(crate) fn read_runs(
     device: &dyn BlockDevice,
     runs: &[Range<u64>],
     slice: &Range<u64>,
-    buffer: &mut Vec<u8>,
+    out: &mut [u8],
 ) -> Result<()> {
-    buffer.clear();
-    buffer.resize(length(slice)?, 0);
-    for run in runs {
-        let (from, to) = (length(&(slice.start..run.start))?, length(&(slice.start..run.end))?);
-        let out = buffer.get_mut(from..to).ok_or_else(|| Error::internal("a run beyond its slice"))?;
-        device.read_at(run.start, out)?;
+    let mut part = |range: &Range<u64>, fill: &mut dyn FnMut(&mut [u8]) -> Result<()>| {
+        let (from, to) = (length(&(slice.start..range.start))?, length(&(slice.start..range.end))?);
+        fill(out.get_mut(from..to).ok_or_else(|| Error::internal("a run beyond its slice"))?)
+    };
+    for gap in runs::gaps(runs, slice) {
+        part(&gap, &mut |out| {
+            out.fill(0);
+            Ok(())
+        })?;
     }
-    Ok(())
+    runs.iter().try_for_each(|run| part(run, &mut |out| device.read_at(run.start, out)))
 }
 
 /// `range` in parts of at most `step` bytes.
@@ -183,7 +193,7 @@ fn cut(range: Range<u64>, step: u64) -> impl Iterator<Item = Range<u64>> {
     })
 }
 
-fn length(range: &Range<u64>) -> Result<usize> {
+pub(crate) fn length(range: &Range<u64>) -> Result<usize> {
     usize::try_from(range.end - range.start).map_err(|_| Error::internal("a slice beyond memory"))
 }
 

@@ -55,6 +55,7 @@ impl Bench {
             disk: DiskParams { window: 1 << 20, ..DiskParams::default() },
             stream: StreamParams::default(),
             aead: Aead::preferred(),
+            parity: false,
         };
         let repo = Arc::new(Repository::init(memory.clone(), options, Arc::new(Seeded::new(7))).unwrap());
         let index = Index::open(&folder.path().join("index"), repo.keys().repo(), IndexOptions::default()).unwrap();

@@ -186,14 +186,14 @@ impl BlockDevice for Failing {
 
 #[test]
 fn an_interrupted_restore_goes_on_with_what_is_missing() {
-    // Twelve pieces with a MiB in each.
-    let size = 12 * PIECE;
-    let filled: Vec<Range<u64>> = (0..12).map(|i| i * PIECE + 5 * MIB..i * PIECE + 6 * MIB).collect();
+    // Forty pieces with a MiB in each.
+    let size = 40 * PIECE;
+    let filled: Vec<Range<u64>> = (0..40).map(|i| i * PIECE + 5 * MIB..i * PIECE + 6 * MIB).collect();
     for name in ["vda.raw", "vda.qcow2"] {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
         let one = RestoreOptions { workers: 1, ..verified() };
-        let failing = Failing { below: device_of(size, &filled), left: AtomicU64::new(10 * MIB) };
+        let failing = Failing { below: device_of(size, &filled), left: AtomicU64::new(36 * MIB) };
         let error = restore_to(&failing, text(&path), &TargetOptions::default(), &one).unwrap_err();
         assert_eq!(error.context(), "the store went away");
         assert_eq!(names(folder.path()), [name.to_owned(), format!("{name}.coffer-restore")]);
@@ -211,11 +211,11 @@ fn an_interrupted_restore_goes_on_with_what_is_missing() {
         assert_eq!(error.kind(), Kind::Invalid, "{error}");
         std::fs::rename(&aside, &path).unwrap();
 
-        // Enough for the four pieces of twelve that are missing, and for reading all of them to verify.
-        let rest = Failing { below: device_of(size, &filled), left: AtomicU64::new(16 * MIB) };
+        // Enough for the eight pieces of forty that are missing, and for reading all of them to verify.
+        let rest = Failing { below: device_of(size, &filled), left: AtomicU64::new(48 * MIB) };
         let report = restore_to(&rest, text(&path), &TargetOptions::default(), &one).unwrap();
-        assert_eq!(report.resumed, 8 * PIECE);
-        assert_eq!(report.written, 4 * MIB);
+        assert_eq!(report.resumed, 32 * PIECE);
+        assert_eq!(report.written, 8 * MIB);
         assert!(report.is_verified);
         assert_eq!(names(folder.path()), [name]);
     }

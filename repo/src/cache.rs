@@ -4,8 +4,9 @@
 //! one of them while the others wait for it (see [`quick_cache::sync::Cache::get_value_or_guard`]).
 
 use crate::disk_map::Node;
-use quick_cache::Weighter;
-use quick_cache::sync::Cache;
+use crate::error::{Error, Result};
+use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 use std::hash::Hash;
 use std::sync::Arc;
 
@@ -22,17 +23,27 @@ impl<K> Weighter<K, Arc<Node>> for Weighed {
     }
 }
 
-impl<K> Weighter<K, Arc<[u8]>> for Weighed {
-    fn weight(&self, _: &K, value: &Arc<[u8]>) -> u64 {
-        value.len() as u64 + OVERHEAD
+impl<K> Weighter<K, Arc<Vec<u8>>> for Weighed {
+    fn weight(&self, _: &K, value: &Arc<Vec<u8>>) -> u64 {
+        value.capacity() as u64 + OVERHEAD
     }
 }
 
+/// The part of the budget that values may take which were asked for again and again. The rest belongs to new ones: what is
+/// fetched ahead must survive until it is read, while old chunks of a sequential reader look wanted, being read in pieces.
+const HOT: f64 = 0.5;
+
 /// A cache of `budget` bytes whose values have about `typical` bytes.
-pub(crate) fn weighed<K: Eq + Hash, V: Clone>(budget: u64, typical: u64) -> Cache<K, V, Weighed>
+pub(crate) fn weighed<K: Eq + Hash, V: Clone>(budget: u64, typical: u64) -> Result<Cache<K, V, Weighed>>
 where
     Weighed: Weighter<K, V>,
 {
     let items = usize::try_from(budget / typical.max(1)).unwrap_or(usize::MAX).clamp(16, 1 << 24);
-    Cache::with_weighter(items, budget, Weighed)
+    let options = OptionsBuilder::new()
+        .estimated_items_capacity(items)
+        .weight_capacity(budget)
+        .hot_allocation(HOT)
+        .build()
+        .map_err(|e| Error::internal("making a cache").with_source(e))?;
+    Ok(Cache::with_options(options, Weighed, DefaultHashBuilder::default(), DefaultLifecycle::default()))
 }

@@ -4,15 +4,17 @@
 //! that is being swept is never half seen; a snapshot counts when its decision is COMMIT and no forget names it; one damaged
 //! claim does not hide the others.
 
-use crate::backend::Put;
+use crate::backend::{Put, list_sorted};
+use crate::cbor::Map;
 use crate::entropy::fresh;
 use crate::error::{Error, Kind, Result};
-use crate::id::SnapshotId;
+use crate::id::{PackUid, RecordId, SnapshotId};
 use crate::repository::Repository;
 use crate::sealed::ObjectKind;
-use crate::snapshot::{Claim, ClaimKind, ClaimName, ClaimPart, Decision, Forget, Identity, Snapshot};
+use crate::session::Session;
+use crate::snapshot::{Claim, ClaimKind, ClaimName, ClaimPart, Condemned, Decision, Forget, Identity, Snapshot};
 use crate::time::Timestamp;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 /// Everything under `snapshots/` and `forgets/`, by name only.
@@ -41,6 +43,8 @@ pub struct Pin {
     claim: Option<ClaimName>,
     warning: Option<String>,
     time: Timestamp,
+    /// Says for as long as the pin is held that somebody lives to hold it.
+    _session: Arc<Session>,
 }
 
 impl Repository {
@@ -131,8 +135,10 @@ impl Repository {
         }
         let claim = match self.read_claim(name) {
             Err(e) if e.kind() == Kind::NotFound => {
-                // Swept between the listing and now: claims go first. Without a forget it is damage.
-                return if self.is_forgotten(name.id)? { Ok(None) } else { Err(e.with_kind(Kind::Corrupt)) };
+                // Swept between the listing and now: the claim goes first, then the decision, then the forget. A decision without
+                // either of the others is damage.
+                let is_swept = self.is_forgotten(name.id)? || self.backend().size(&name.decision())?.is_none();
+                return if is_swept { Ok(None) } else { Err(e.with_kind(Kind::Corrupt)) };
             }
             other => other?,
         };
@@ -156,6 +162,53 @@ impl Repository {
         Ok(claim)
     }
 
+    /// The packs that somebody may be about to remove: those that any visible record condemns, but for being damaged.
+    pub fn condemned(&self) -> Result<HashSet<PackUid>> {
+        let mut packs = HashSet::new();
+        self.each_condemned(|record| {
+            if !record.damaged {
+                packs.extend(record.packs)
+            }
+        })?;
+        Ok(packs)
+    }
+
+    /// The packs that nobody is to rely on anew: those that any visible record condemns, and be it for being damaged.
+    pub fn shunned(&self) -> Result<HashSet<PackUid>> {
+        let mut packs = HashSet::new();
+        self.each_condemned(|record| packs.extend(record.packs))?;
+        Ok(packs)
+    }
+
+    fn each_condemned(&self, mut each: impl FnMut(Condemned)) -> Result<()> {
+        for object in list_sorted(self.backend(), Condemned::PREFIX)? {
+            match self.get_record(ObjectKind::Condemned, &object.name) {
+                Ok(record) => each(Condemned::decode(&record.body).map_err(|e| e.within(&object.name))?),
+                // Purged between the listing and now: what it condemned is gone, and existence is looked at next.
+                Err(e) if e.kind() == Kind::NotFound => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// Has nobody rely anew on these packs, which are damaged. What is known already is not said again.
+    pub(crate) fn shun(&self, damaged: &BTreeSet<PackUid>) -> Result<()> {
+        if damaged.is_empty() {
+            return Ok(());
+        }
+        let known = self.shunned()?;
+        let packs: Vec<PackUid> = damaged.iter().filter(|uid| !known.contains(uid)).copied().collect();
+        for packs in packs.chunks(Condemned::MOST) {
+            let name = format!("{}{}", Condemned::PREFIX, RecordId(fresh(self.entropy())?));
+            let record = Condemned { packs: packs.to_vec(), damaged: true };
+            if self.put_record(ObjectKind::Condemned, &name, &record.encode()?)? == Put::Exists {
+                return Err(Error::internal(format!("{name} exists although its name is random")));
+            }
+        }
+        Ok(())
+    }
+
     /// Stores a claim under a new random id.
     pub(crate) fn put_claim(&self, claim: &Claim) -> Result<ClaimName> {
         let tag = self.keys().id_key().workload_tag(&claim.workload);
@@ -174,7 +227,8 @@ impl Repository {
         }
     }
 
-    /// Forgets a claim: a snapshot no longer counts, a pin no longer holds. Done already is done.
+    /// Forgets a claim: a snapshot no longer counts, a pin no longer holds. Done already is done. Protection is not looked at:
+    /// points are forgotten by [`Repository::forget_points`].
     pub fn forget(&self, claim: ClaimName, now: Timestamp) -> Result<()> {
         self.check_full("forget snapshots")?;
         let body = Forget { time: now, claim }.encode()?;
@@ -192,6 +246,7 @@ impl Repository {
         identity: &Identity,
         now: Timestamp,
     ) -> Result<Pin> {
+        let session = self.session(identity, now)?;
         let claim = Claim {
             kind: ClaimKind::Pin { purpose: purpose.to_owned() },
             time: now,
@@ -199,9 +254,9 @@ impl Repository {
             tags: Vec::new(),
             identity: identity.clone(),
             parents: vec![snapshot.id()],
-            extra: crate::cbor::Map::new(),
+            extra: Map::new().with("session", &session.id().0),
         };
-        let mut pin = Pin { repo: Arc::clone(self), claim: None, warning: None, time: now };
+        let mut pin = Pin { repo: Arc::clone(self), claim: None, warning: None, time: now, _session: session };
         match self.put_claim(&claim) {
             Ok(name) => pin.claim = Some(name),
             Err(e) => {
@@ -214,7 +269,8 @@ impl Repository {
                 ));
             }
         }
-        if self.is_forgotten(snapshot.id())? {
+        // The forget first: it goes after the claim, so that who finds a claim and no forget was not forgotten before the pin.
+        if self.is_forgotten(snapshot.id())? || self.backend().size(&snapshot.name.claim())?.is_none() {
             return Err(Error::not_found(format!("{}@{} was forgotten", snapshot.workload, snapshot.time())));
         }
         Ok(pin)

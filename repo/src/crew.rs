@@ -1,7 +1,8 @@
 //! A few threads that work on what one thread hands out: how verification and statistics walk maps and packs.
 //!
 //! Not here: what the work is. What holds: the queue is bounded by twice the number of threads; the first failure, or a request
-//! to stop, ends everybody, and what is reported is the cause and not its echo.
+//! to stop, ends everybody, and what is reported is the cause and not its echo. A crew of one is the thread that hands out, so
+//! that a run repeats exactly.
 
 use crate::cancel::Cancel;
 use crate::error::{Error, Kind, Result};
@@ -24,7 +25,12 @@ impl Crew<'_> {
         work: impl Fn(T, &mut S) -> Result<()> + Sync,
         feed: impl FnOnce(&mut dyn FnMut(T) -> Result<()>) -> Result<()>,
     ) -> Result<Vec<S>> {
-        let threads = self.threads.max(1);
+        if self.threads <= 1 {
+            let mut state = begin()?;
+            feed(&mut |task| self.cancel.check().and_then(|()| work(task, &mut state)))?;
+            return Ok(vec![state]);
+        }
+        let threads = self.threads;
         let (to, tasks) = bounded::<T>(threads * 2);
         let stop = Cancel::default();
         let check = || stop.check().and_then(|()| self.cancel.check());

@@ -58,6 +58,11 @@ impl<'a> Cursor<'a> {
         self.rest
     }
 
+    /// Whether nothing is left.
+    pub(crate) fn is_at_end(&self) -> bool {
+        self.rest.is_empty()
+    }
+
     /// That nothing is left.
     pub(crate) fn end(&self) -> Result<()> {
         if !self.rest.is_empty() {

@@ -24,6 +24,8 @@ pub enum Kind {
     Full,
     /// It may work later: an I/O error, a timeout, a store that does not answer.
     Unavailable,
+    /// What the work relied on went meanwhile, as a collector or janitor may have it; begun again, it does not rely on that.
+    Overtaken,
     /// The caller asked to stop.
     Cancelled,
     /// This version cannot do it, by name of what it lacks.

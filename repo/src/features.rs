@@ -1,8 +1,12 @@
 //! Features that a later version may turn on, and what a version that does not know them may still do (FORMAT.md section 2).
 //!
-//! Not here: any feature: version 1.0 of the format assigns none. What holds: what is unknown is named, never skipped.
+//! Not here: what a feature does. Version 1.0 of the format assigns one, [`PARITY`]. What holds: what is unknown is named, never
+//! skipped.
 
 use crate::error::{Error, Kind, Result};
+
+/// The object that says that packs get parity. Whoever does not know it writes packs without, which are as good to read.
+pub const PARITY: &str = "features/compat-parity";
 
 /// What this version may do with a repository or a pack.
 #[derive(Clone, Debug, PartialEq, Eq)]

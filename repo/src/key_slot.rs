@@ -8,7 +8,7 @@ use crate::cbor::Map;
 use crate::crypto::{Key32, Secret, hkdf};
 use crate::entropy::{Entropy, fresh};
 use crate::error::{Error, Kind, Result};
-use crate::id::{SlotId, parse_hex, write_hex};
+use crate::id::{RecipientId, SlotId, parse_hex, write_hex};
 use crate::keys::Keys;
 use crate::time::Timestamp;
 use argon2::{Algorithm, Argon2, Block, Params, Version};
@@ -24,6 +24,7 @@ const DIGEST_LEN: usize = blake3::OUT_LEN;
 const MAX_LEN: usize = 64 << 10;
 
 /// What opens a slot.
+#[derive(Clone)]
 pub enum Credential {
     /// A passphrase: its UTF-8 bytes as they were typed.
     Passphrase(Zeroizing<String>),
@@ -130,6 +131,8 @@ pub struct SlotSummary {
     pub kind: SlotKind,
     /// Whether it opens a full bundle, and not a writer's.
     pub full: bool,
+    /// The newest data key in it; `None` for a repository's first.
+    pub recipient: Option<RecipientId>,
     /// Whose it is.
     pub label: String,
     /// When it was made.
@@ -160,6 +163,9 @@ pub fn seal_slot(
         .with("label", options.label.as_str())
         .with("created", options.created.seconds())
         .with("salt", &salt);
+    if let Some(recipient) = keys.newest_recipient() {
+        map.insert("recipient", &recipient.0);
+    }
     let kek = match credential {
         Credential::Passphrase(passphrase) => {
             let cost = options.cost;
@@ -225,6 +231,9 @@ pub fn open_slot(slot: SlotId, bytes: &[u8], credential: &Credential) -> Result<
     if keys.is_full() != summary.full {
         return Err(within(Error::corrupt("the bundle in it is not of the kind it names")));
     }
+    if keys.newest_recipient() != summary.recipient {
+        return Err(within(Error::corrupt("the newest data key in it is not the one it names")));
+    }
     Ok(keys)
 }
 
@@ -268,7 +277,8 @@ fn summary(slot: SlotId, bytes: &[u8]) -> Result<(SlotSummary, Map)> {
         "writer" => false,
         other => return Err(Error::new(Kind::Unsupported, format!("a bundle of kind '{other}'; use a newer coffer"))),
     };
-    Ok((SlotSummary { slot, kind, full, label: map.text("label")?.to_owned(), created }, map))
+    let recipient = map.opt_bytes("recipient")?.map(RecipientId::from_slice).transpose()?;
+    Ok((SlotSummary { slot, kind, full, recipient, label: map.text("label")?.to_owned(), created }, map))
 }
 
 /// Argon2id: the key of a slot from a passphrase.
@@ -443,6 +453,21 @@ mod tests {
             summarise(SLOT, &forge(&bytes, |map| map.insert("bundle", "odd"))).unwrap_err().kind(),
             Kind::Unsupported
         );
+    }
+
+    #[test]
+    fn a_slot_names_its_newest_data_key_but_for_a_repositorys_first() {
+        let right = passphrase("sesame");
+        assert_eq!(summarise(SLOT, &seal(&right)).unwrap().recipient, None);
+        let keys = keys().successor(2, &Seeded::new(3)).unwrap();
+        let bytes = seal_slot(&keys, &right, SLOT, &options(CHEAP), &Seeded::new(2)).unwrap();
+        let named = summarise(SLOT, &bytes).unwrap().recipient;
+        assert!(named.is_some() && named == keys.newest_recipient());
+        assert_eq!(open_slot(SLOT, &bytes, &right).unwrap().encode().unwrap(), keys.encode().unwrap());
+        for change in [&[0; 16][..], &[0; 15]] {
+            let forged = forge(&bytes, |map| map.insert("recipient", change));
+            assert!(open_slot(SLOT, &forged, &right).is_err());
+        }
     }
 
     #[test]

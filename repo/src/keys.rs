@@ -6,28 +6,30 @@
 //!   writer bundle            x           x              x                       itself, with a certificate
 //! ```
 //!
-//! Not here: how a bundle is kept in a repository ([`crate::key_slot`]), whose signature counts where ([`crate::sealed`]).
-//! What holds: a bundle has at least one data key, in rising epochs, of which the last one is for new packs; a full bundle
-//! has the private half of each; the structure key leaves this file only as a key derived for one purpose.
+//! Not here: how a bundle is kept in a repository ([`crate::key_slot`]), whose signature counts where ([`crate::sealed`]), which
+//! data key new packs are sealed to ([`crate::data_key`]). What holds: a full bundle has the private half of each of its own data
+//! keys, and lacks it of epochs that began after its slot was made, until [`Keys::adopt`]; the structure key leaves this file
+//! only as a key derived for one purpose.
 
-use crate::cbor::{Map, Value};
+use crate::cbor::Map;
 use crate::certificate::Certificate;
 use crate::crypto::hkdf;
 use crate::crypto::{
     Aead, DataPrivate, DataPublic, FrameKey, IdKey, Key32, KeySlot, PackKey, PublicKey, Secret, Signer,
 };
+use crate::data_key::{DataKey, DataKeys};
 use crate::entropy::Entropy;
+use crate::epoch::{self, Epoch};
 use crate::error::{Error, Kind, Result};
 use crate::id::{PackUid, RecipientId, RepoId};
 use crate::time::Timestamp;
 use std::fmt;
+use std::sync::{Arc, PoisonError, RwLock};
 use zeroize::Zeroizing;
 
 const OBJECT_KEY: &[u8] = b"coffer v1 object";
 const TREE_PACK_KEY: &[u8] = b"coffer v1 tree pack";
 const CONTENTS_KEY: &[u8] = b"coffer v1 pack contents";
-/// The epoch of a new repository's data key; 0 stands for "none" in the headers of tree packs.
-const FIRST_EPOCH: u32 = 1;
 
 /// The keys of one repository, as far as this session has them.
 pub struct Keys {
@@ -36,16 +38,8 @@ pub struct Keys {
     structure: Key32,
     authority: PublicKey,
     signer: Signer,
-    /// Never empty, epochs rising.
-    data: Vec<DataKey>,
-    /// The last of `data`.
-    latest: (u32, DataPublic),
-}
-
-struct DataKey {
-    epoch: u32,
-    public: DataPublic,
-    private: Option<DataPrivate>,
+    /// Behind a lock: whoever reads for weeks takes in the epochs that begin meanwhile.
+    data: RwLock<Arc<DataKeys>>,
 }
 
 impl Keys {
@@ -54,9 +48,9 @@ impl Keys {
         let id_key = IdKey::new(Secret::random(entropy)?);
         let structure = Secret::random(entropy)?;
         let signer = Signer::from_seed(Secret::random(entropy)?)?;
-        let private = DataPrivate::new(Secret::random(entropy)?);
-        let data = DataKey { epoch: FIRST_EPOCH, public: private.public()?, private: Some(private) };
-        Keys::assemble(repo, id_key, structure, signer.public(), signer, vec![data])
+        let first = DataKey::new(epoch::FIRST, DataPrivate::new(Secret::random(entropy)?))?;
+        let data = RwLock::new(Arc::new(DataKeys::new(vec![first])?));
+        Ok(Keys { repo, id_key, structure, authority: signer.public(), signer, data })
     }
 
     /// The bundle of a new writer, and the certificate that the authority has to sign and store for it. `label` says
@@ -67,11 +61,45 @@ impl Keys {
         }
         let signer = Signer::from_seed(Secret::random(entropy)?)?;
         let certificate = Certificate { public: signer.public(), label: label.to_owned(), created };
-        let data =
-            self.data.iter().map(|key| DataKey { epoch: key.epoch, public: key.public, private: None }).collect();
-        let keys =
-            Keys::assemble(self.repo, self.id_key.clone(), self.structure.clone(), self.authority, signer, data)?;
-        Ok((keys, certificate))
+        let data = self.data_keys().bundled(false);
+        Ok((self.with(signer, data)?, certificate))
+    }
+
+    /// The bundle that a rotation makes: this one and a new data key of the epoch `number`, which counts once it is published.
+    pub(crate) fn successor(&self, number: u32, entropy: &dyn Entropy) -> Result<Keys> {
+        let mut data = self.data_keys().bundled(true);
+        data.push(DataKey::new(number, DataPrivate::new(Secret::random(entropy)?))?);
+        self.with(Signer::from_seed(self.signer.seed().clone())?, data)
+    }
+
+    /// Another bundle of the same repository.
+    fn with(&self, signer: Signer, data: Vec<DataKey>) -> Result<Keys> {
+        let (id_key, structure) = (self.id_key.clone(), self.structure.clone());
+        let data = RwLock::new(Arc::new(DataKeys::new(data)?));
+        Ok(Keys { repo: self.repo, id_key, structure, authority: self.authority, signer, data })
+    }
+
+    /// Takes in the data-key epochs that were published. `Corrupt` when one contradicts a key of this bundle that counts.
+    pub(crate) fn learn(&self, published: &[Epoch]) -> Result<()> {
+        let mut data = self.data.write().unwrap_or_else(PoisonError::into_inner);
+        let mut learnt = DataKeys::clone(&data);
+        learnt.learn(published)?;
+        *data = Arc::new(learnt);
+        Ok(())
+    }
+
+    /// Takes over what a newer bundle of the same repository can read and this one cannot yet.
+    pub(crate) fn adopt(&self, newer: &Keys) {
+        let newer = newer.data_keys();
+        let mut data = self.data.write().unwrap_or_else(PoisonError::into_inner);
+        let mut adopted = DataKeys::clone(&data);
+        adopted.adopt(&newer);
+        *data = Arc::new(adopted);
+    }
+
+    /// The data keys as they are known now.
+    pub(crate) fn data_keys(&self) -> Arc<DataKeys> {
+        Arc::clone(&self.data.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Whether this bundle reads content and signs as the authority.
@@ -104,37 +132,56 @@ impl Keys {
         &self.signer
     }
 
-    /// The epoch of the data key for new packs.
+    /// The data key for new packs: its epoch and its public half.
     #[must_use]
-    pub fn data_epoch(&self) -> u32 {
-        self.latest.0
-    }
-
-    /// The data key for new packs.
-    #[must_use]
-    pub fn data_public(&self) -> DataPublic {
-        self.latest.1
+    pub fn data_key(&self) -> (u32, DataPublic) {
+        self.data_keys().newest()
     }
 
     /// The private half of the data key with this name; `None` when this bundle does not have it.
     #[must_use]
-    pub fn data_private(&self, recipient: RecipientId) -> Option<&DataPrivate> {
-        self.data.iter().find(|key| key.public.recipient_id() == recipient)?.private.as_ref()
+    pub fn data_private(&self, recipient: RecipientId) -> Option<DataPrivate> {
+        self.data_keys().private(recipient).cloned()
+    }
+
+    /// Whether this bundle reads what is written now: it is a full one, and its slot is not older than the newest epoch.
+    #[must_use]
+    pub fn reads_newest(&self) -> bool {
+        let data = self.data_keys();
+        let (_, public) = data.newest();
+        data.private(public.recipient_id()).is_some()
+    }
+
+    /// The epoch of the data key with this name; `None` when it is unknown.
+    #[must_use]
+    pub fn epoch_of(&self, recipient: RecipientId) -> Option<u32> {
+        self.data_keys().find(recipient).map(|key| key.epoch)
     }
 
     /// The key of the data pack `uid` from the slots in its header, checked against the header's commitment. `WrongKey` when
     /// no slot is for this bundle.
     pub fn open_pack_key(&self, uid: PackUid, slots: &[KeySlot], commitment: &[u8; 16]) -> Result<PackKey> {
-        let (slot, private) =
-            slots.iter().find_map(|slot| Some((slot, self.data_private(slot.recipient)?))).ok_or_else(|| {
-                let why = if self.is_full() {
-                    "this key bundle lacks its data key"
-                } else {
-                    "a writer's keys read no content"
-                };
-                Error::new(Kind::WrongKey, format!("pack {uid} cannot be read: {why}"))
-            })?;
+        let data = self.data_keys();
+        let opened = slots.iter().find_map(|slot| Some((slot, data.private(slot.recipient)?)));
+        let (slot, private) = opened.ok_or_else(|| {
+            let epoch = slots.iter().find_map(|slot| data.find(slot.recipient)).map(|key| key.epoch);
+            let why = match epoch {
+                _ if !self.is_full() => "a writer's keys read no content".to_owned(),
+                Some(epoch) => behind(epoch),
+                None => "this key bundle lacks its data key".to_owned(),
+            };
+            Error::new(Kind::WrongKey, format!("pack {uid} cannot be read: {why}"))
+        })?;
         PackKey::unwrap(slot, private, uid, self.repo, commitment)
+    }
+
+    /// Fails with `WrongKey` unless this bundle reads what is written now; `purpose` is what that is needed for.
+    pub fn check_newest(&self, purpose: &str) -> Result<()> {
+        if self.reads_newest() {
+            return Ok(());
+        }
+        let (epoch, _) = self.data_key();
+        Err(Error::new(Kind::WrongKey, format!("this key cannot {purpose}: {}", behind(epoch))))
     }
 
     /// The key of the sealed object of this kind with this salt (FORMAT.md section 4).
@@ -152,15 +199,18 @@ impl Keys {
         FrameKey::new(aead, &hkdf(&uid.0, &self.structure, &[CONTENTS_KEY])?)
     }
 
+    /// The data keys that go into a slot for this bundle.
+    fn bundled(&self) -> Vec<DataKey> {
+        self.data_keys().bundled(self.is_full())
+    }
+
+    /// The name of the newest data key that goes into a slot for this bundle; `None` for a repository's first.
+    pub(crate) fn newest_recipient(&self) -> Option<RecipientId> {
+        self.bundled().last().filter(|key| key.epoch > epoch::FIRST).map(|key| key.public.recipient_id())
+    }
+
     /// The bundle's bytes, for a key slot.
     pub(crate) fn encode(&self) -> Result<Zeroizing<Vec<u8>>> {
-        let data = self.data.iter().map(|key| {
-            let map = Map::new().with("epoch", key.epoch).with("public", key.public.as_bytes());
-            Value::Map(match &key.private {
-                Some(private) => map.with("private", private.secret().expose()),
-                None => map,
-            })
-        });
         let (kind, seed) = if self.is_full() { ("full", "authority_seed") } else { ("writer", "writer_seed") };
         let map = Map::new()
             .with("kind", kind)
@@ -168,7 +218,7 @@ impl Keys {
             .with("id_key", self.id_key.secret().expose())
             .with("structure_key", self.structure.expose())
             .with("authority", self.authority.as_bytes())
-            .with("data", data.collect::<Vec<_>>())
+            .with("data", self.bundled().iter().map(DataKey::encode).collect::<Vec<_>>())
             .with(seed, self.signer.seed().expose());
         Zeroizing::new(map).encode().map(Zeroizing::new)
     }
@@ -190,42 +240,18 @@ impl Keys {
             return Err(Error::corrupt("a key bundle whose signing key is not the one of its kind"));
         }
         let data = map.list("data")?.iter().map(|value| DataKey::decode(value, full)).collect::<Result<Vec<_>>>()?;
-        let id_key = IdKey::new(secret(&map, "id_key")?);
-        Keys::assemble(RepoId(map.array_of("repo")?), id_key, secret(&map, "structure_key")?, authority, signer, data)
-    }
-
-    fn assemble(
-        repo: RepoId,
-        id_key: IdKey,
-        structure: Key32,
-        authority: PublicKey,
-        signer: Signer,
-        data: Vec<DataKey>,
-    ) -> Result<Self> {
-        let rising = data.iter().zip(data.iter().skip(1)).all(|(older, newer)| older.epoch < newer.epoch)
-            && data.first().is_some_and(|key| key.epoch >= FIRST_EPOCH);
-        let latest = data.last().map(|key| (key.epoch, key.public));
-        match latest {
-            Some(latest) if rising => Ok(Keys { repo, id_key, structure, authority, signer, data, latest }),
-            _ => Err(Error::corrupt("a key bundle without data keys in rising epochs")),
-        }
+        let (repo, id_key) = (RepoId(map.array_of("repo")?), IdKey::new(secret(&map, "id_key")?));
+        let data = RwLock::new(Arc::new(DataKeys::new(data)?));
+        Ok(Keys { repo, id_key, structure: secret(&map, "structure_key")?, authority, signer, data })
     }
 }
 
-impl DataKey {
-    fn decode(value: &Value, full: bool) -> Result<Self> {
-        let Value::Map(map) = value else {
-            return Err(Error::corrupt("a key bundle with a data key that is no map"));
-        };
-        let public = DataPublic::new(map.array_of("public")?);
-        let private = if full { Some(DataPrivate::new(secret(map, "private")?)) } else { None };
-        if let Some(private) = &private
-            && private.public()? != public
-        {
-            return Err(Error::corrupt("a key bundle with a data key whose halves do not belong together"));
-        }
-        Ok(DataKey { epoch: map.u32("epoch")?, public, private })
-    }
+/// Why a key slot of before the epoch `epoch` does not do, and what to do.
+fn behind(epoch: u32) -> String {
+    format!(
+        "this key slot was made before data-key epoch {epoch}; with a newer key, add it anew ('coffer key add') and remove this \
+         one ('coffer key remove'); 'coffer key status' shows which are behind"
+    )
 }
 
 fn secret(map: &Map, key: &str) -> Result<Key32> {
@@ -243,6 +269,7 @@ impl fmt::Debug for Keys {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cbor::Value;
     use crate::entropy::Seeded;
 
     fn now() -> Timestamp {
@@ -265,11 +292,11 @@ mod tests {
         assert_eq!(certificate.public, writer.signer().public());
         assert_eq!((certificate.label.as_str(), certificate.created), ("mover 1", now()));
         assert_eq!((writer.repo(), writer.authority()), (full.repo(), full.authority()));
-        assert_eq!((writer.data_epoch(), writer.data_public()), (full.data_epoch(), full.data_public()));
+        assert_eq!(writer.data_key(), full.data_key());
         assert_eq!(writer.id_key().chunk_id(b"x"), full.id_key().chunk_id(b"x"));
         let encoded = writer.encode().unwrap();
-        let private = full.data_private(full.data_public().recipient_id()).unwrap().secret().expose();
-        for secret in [private, full.signer().seed().expose()] {
+        let private = full.data_private(full.data_key().1.recipient_id()).unwrap();
+        for secret in [private.secret().expose(), full.signer().seed().expose()] {
             assert!(!encoded.windows(32).any(|window| window == secret));
         }
         assert_eq!(writer.export_writer("more", now(), &Seeded::new(3)).unwrap_err().kind(), Kind::WrongKey);
@@ -281,7 +308,7 @@ mod tests {
         let (writer, _) = full.export_writer("w", now(), &Seeded::new(2)).unwrap();
         let uid = PackUid([5; 16]);
         let key = PackKey::generate(&Seeded::new(4)).unwrap();
-        let ours = key.wrap(&writer.data_public(), uid, writer.repo(), &Seeded::new(5)).unwrap();
+        let ours = key.wrap(&writer.data_key().1, uid, writer.repo(), &Seeded::new(5)).unwrap();
         let strange = KeySlot { recipient: RecipientId([0; 16]), ..ours.clone() };
         let opened = full.open_pack_key(uid, &[strange.clone(), ours.clone()], &key.commitment()).unwrap();
         assert_eq!(opened.secret().expose(), key.secret().expose());
@@ -300,8 +327,9 @@ mod tests {
         let epoch = |epoch: u32, public: &[u8; 32], private: &[u8; 32]| {
             Value::Map(Map::new().with("epoch", epoch).with("public", public).with("private", private))
         };
-        let public = full.data_public();
-        let private = full.data_private(public.recipient_id()).unwrap().secret().expose();
+        let (_, public) = full.data_key();
+        let private = full.data_private(public.recipient_id()).unwrap();
+        let private = private.secret().expose();
         let twice = vec![epoch(1, public.as_bytes(), private), epoch(1, public.as_bytes(), private)];
         for (changed, kind) in [
             (map(&full).with("kind", "partial"), Kind::Unsupported),

@@ -4,10 +4,12 @@
 //! says where a chunk is, and can be rebuilt. Truth is the objects: delete the index and nothing committed is lost.
 //!
 //! Two files are tables of contents of the rest: [`writer`] (windows -> chunks -> packs -> disk map -> claim, check, decision) and
-//! [`reader`] (range -> leaf -> chunk -> frame -> bytes). Besides: [`repository`] opens and makes repositories, [`catalog`] lists,
-//! pins and forgets points, [`point`] finds them by name, [`verify`] proves them readable, [`stats`] says what they take, [`diff`]
-//! compares them. Bytes that are stored are encoded in pure files: [`descriptor`], [`key_slot`], [`sealed`], [`snapshot`],
-//! [`disk_map`], [`pack`], [`index_delta`], [`cbor`]; FORMAT.md says each of them byte by byte.
+//! [`reader`] (range -> leaf -> chunk -> frame -> bytes). Besides: [`repository`] opens and makes repositories, [`catalog`] lists
+//! and pins points, [`protection`] protects and forgets them, [`retention`] says which ones rules keep, [`point`] finds them by
+//! name, [`rotation`] gives new packs another key, [`verify`] proves points readable, [`heal`] makes them so again, [`stats`] says
+//! what they take, [`diff`] compares them. Bytes that are stored are encoded in pure files: [`descriptor`], [`key_slot`],
+//! [`epoch`], [`sealed`], [`snapshot`], [`note`], [`disk_map`], [`pack`], [`parity`], [`index_delta`], [`moved`], [`verified`],
+//! [`cbor`]; FORMAT.md says each of them byte by byte.
 //!
 //! What holds everywhere: nothing unauthenticated is used; nothing counts before its decision; nothing is acknowledged before it
 //! is durable; memory is bounded by numbers that are written down; no clock, environment or global is read. Who may run at the
@@ -18,36 +20,53 @@ mod cache;
 pub mod cancel;
 pub mod catalog;
 pub mod cbor;
+mod census;
 pub mod certificate;
 pub mod chunker;
+pub mod collector;
 mod crew;
 pub mod crypto;
 mod cursor;
+mod data_key;
 pub mod descriptor;
+mod detour;
 pub mod diff;
 pub mod disk_map;
 pub mod entropy;
+pub mod epoch;
 pub mod error;
 pub mod features;
+mod frames;
+pub mod heal;
 pub mod id;
 #[cfg(feature = "index")]
 pub mod index;
 pub mod index_delta;
 pub mod key_slot;
+mod keyring;
 pub mod keys;
 pub mod location;
+pub mod moved;
 mod nodes;
+pub mod note;
+mod pace;
 pub mod pack;
+pub mod parity;
 pub mod point;
+pub mod protection;
 pub mod reader;
 pub mod repository;
+pub mod retention;
+pub mod rotation;
 pub mod seal;
 pub mod sealed;
-mod session;
+pub mod session;
 pub mod snapshot;
+mod spool;
 pub mod stats;
 pub mod time;
 mod tree;
+pub mod verified;
 pub mod verify;
 pub mod window;
 #[cfg(feature = "index")]

@@ -1,14 +1,15 @@
 //! Fetches disk-map nodes from tree packs, and keeps the decoded ones.
 //!
-//! Not here: chunks, and building maps. What holds: a node is decrypted, id-checked and decoded before anybody sees it; a node
-//! of the wrong level is `Corrupt`; the cache has a byte budget. No lock is held while a node is fetched, so that two threads
+//! Not here: chunks, building maps, and where else a node may lie ([`crate::detour`]). What holds: a node is decrypted, id-checked
+//! and decoded before anybody sees it; a node of the wrong level is `Corrupt`; the cache has a byte budget. No lock is held while a node is fetched, so that two threads
 //! may fetch one node at the same time: nodes are small and few.
 
 use crate::cache::Weighed;
+use crate::detour::{Detours, Remedy};
 use crate::disk_map::{Child, Geometry, Leaf, NODE_MAX, Node, identity};
 use crate::error::{Error, Kind, Result};
 use crate::id::{NodeId, PackUid};
-use crate::location::{Location, PackKind};
+use crate::location::{Location, PackKind, Stored};
 use crate::pack::OpenPack;
 use crate::repository::Repository;
 use crate::seal::Decompressor;
@@ -23,9 +24,18 @@ const OPEN_PACKS: usize = 256;
 /// Where nodes come from.
 pub(crate) struct Nodes {
     repo: Arc<Repository>,
-    cache: Cache<NodeId, Arc<Node>, Weighed>,
+    /// By id and place: hints are outside the id, and what is built on a copy relies on that copy's.
+    cache: Cache<Copied, Arc<Node>, Weighed>,
     packs: Cache<PackUid, Arc<OpenPack>>,
     decompressor: Mutex<Decompressor>,
+    detours: Arc<Detours>,
+}
+
+/// A copy of a node: its id, its pack, its offset there.
+type Copied = (NodeId, PackUid, u32);
+
+fn copied(child: &Child) -> Copied {
+    (child.id, child.hint.pack, child.hint.offset)
 }
 
 /// The root of a disk, decoded.
@@ -88,8 +98,9 @@ impl Nodes {
     /// Keeps at most about `cache_bytes` of decoded nodes.
     pub(crate) fn new(repo: Arc<Repository>, cache_bytes: u64) -> Result<Self> {
         Ok(Nodes {
+            detours: Arc::new(Detours::new(Arc::clone(&repo))?),
             repo,
-            cache: crate::cache::weighed(cache_bytes, 4096),
+            cache: crate::cache::weighed(cache_bytes, 4096)?,
             packs: Cache::new(OPEN_PACKS),
             decompressor: Mutex::new(Decompressor::new()?),
         })
@@ -104,7 +115,7 @@ impl Nodes {
     pub(crate) fn cached_leaf(&self, root: &Root, window: u64) -> Result<Option<Option<Found>>> {
         let missed = std::cell::Cell::new(false);
         let found = self.walk(root, window, &|child, _| {
-            let node = self.cache.get(&child.id);
+            let node = self.cache.get(&copied(child));
             missed.set(node.is_none());
             Ok(node)
         })?;
@@ -163,62 +174,82 @@ impl Nodes {
         Ok(None)
     }
 
-    /// The node that `child` names, which must have `level`.
+    /// Where else nodes and chunks may lie, to be shared with whoever reads the chunks.
+    pub(crate) fn detours(&self) -> &Arc<Detours> {
+        &self.detours
+    }
+
+    /// The node that `child` names, which must have `level`: from memory, from where `child` says it lies, or from where it lies
+    /// as well.
     pub(crate) fn node(&self, child: &Child, level: u8) -> Result<Arc<Node>> {
-        if let Some(node) = self.cache.get(&child.id) {
+        self.cached(child, || self.read(child, level))
+    }
+
+    /// As [`Nodes::node`] from memory or from where `child` says it lies and nowhere else: for whoever is going to rely on that
+    /// place.
+    pub(crate) fn node_there(&self, child: &Child, level: u8) -> Result<Arc<Node>> {
+        self.cached(child, || self.read_there(child, level))
+    }
+
+    fn cached(&self, child: &Child, read: impl FnOnce() -> Result<Node>) -> Result<Arc<Node>> {
+        if let Some(node) = self.cache.get(&copied(child)) {
             return Ok(node);
         }
-        let node = Arc::new(self.read(child, level)?);
-        self.cache.insert(child.id, Arc::clone(&node));
+        let node = Arc::new(read()?);
+        self.cache.insert(copied(child), Arc::clone(&node));
         Ok(node)
     }
 
-    /// As [`Nodes::node`], from where `child` says it lies and never from memory, where another copy may be.
+    /// As [`Nodes::node`], never from memory.
     pub(crate) fn read(&self, child: &Child, level: u8) -> Result<Node> {
-        let at = &child.hint;
-        let object = crate::pack::name(PackKind::Tree, at.pack);
-        let read = || -> Result<Node> {
-            let raw = self.fetch(at)?;
-            if self.repo.keys().id_key().node_id(identity(&raw)?) != child.id {
-                return Err(Error::corrupt(format!("the bytes are not those of node {}", child.id)));
-            }
-            let node = Node::decode(&raw, self.repo.geometry().window)?;
-            if node.level() != level {
-                return Err(Error::corrupt(format!(
-                    "node {} has level {} where {level} is due",
-                    child.id,
-                    node.level()
-                )));
-            }
-            Ok(node)
-        };
-        read().map_err(|e| missing_is_corrupt(e).within(format_args!("{object} at offset {}", at.offset)))
+        self.read_there(child, level).or_else(|e| self.read_instead(child, level, e).map(|(node, _)| node))
     }
 
-    fn fetch(&self, at: &Location) -> Result<Vec<u8>> {
-        if at.raw_len > NODE_MAX || at.stored_len > NODE_MAX + 16 {
-            return Err(Error::corrupt(format!("a node of {} bytes", at.raw_len)));
-        }
-        let pack = match self.packs.get(&at.pack) {
-            Some(pack) => pack,
-            None => {
-                let pack = Arc::new(self.repo.open_pack(PackKind::Tree, at.pack)?);
-                self.packs.insert(at.pack, Arc::clone(&pack));
-                pack
+    /// The node from elsewhere, since where `child` says it lies it failed with `e`, and what helped.
+    pub(crate) fn read_instead(&self, child: &Child, level: u8, e: Error) -> Result<(Node, Remedy)> {
+        let open = &mut |pack: &OpenPack, at: &Location, sealed: &mut [u8]| self.open(pack, at, sealed, child, level);
+        self.detours.instead(&Stored::Node(child.id), &child.hint, e, open)
+    }
+
+    /// As [`Nodes::read`], from where `child` says the node lies and nowhere else.
+    pub(crate) fn read_there(&self, child: &Child, level: u8) -> Result<Node> {
+        let at = &child.hint;
+        let name = crate::pack::name(PackKind::Tree, at.pack);
+        let read = || -> Result<Node> {
+            if at.raw_len > NODE_MAX || at.stored_len > NODE_MAX + 16 {
+                return Err(Error::corrupt(format!("a node of {} bytes", at.raw_len)));
             }
+            let pack = match self.packs.get(&at.pack) {
+                Some(pack) => pack,
+                None => {
+                    let pack = Arc::new(self.repo.open_pack(PackKind::Tree, at.pack)?);
+                    self.packs.insert(at.pack, Arc::clone(&pack));
+                    pack
+                }
+            };
+            let mut sealed = vec![0; at.stored_len as usize];
+            self.repo.backend().get_range(&name, u64::from(at.offset), &mut sealed)?;
+            self.open(&pack, at, &mut sealed, child, level)
         };
-        let mut sealed = vec![0; at.stored_len as usize];
-        self.repo.backend().get_range(
-            &crate::pack::name(PackKind::Tree, at.pack),
-            u64::from(at.offset),
-            &mut sealed,
-        )?;
-        let (codec, bytes) = pack.open_frame(at, &mut sealed)?;
+        read().map_err(|e| missing_is_corrupt(e).within(format_args!("{name} at offset {}", at.offset)))
+    }
+
+    /// The node in the frame `sealed`, which lies at `at`, if it is the one that `child` names.
+    fn open(&self, pack: &OpenPack, at: &Location, sealed: &mut [u8], child: &Child, level: u8) -> Result<Node> {
+        let (codec, bytes) = pack.open_frame(at, sealed)?;
         let mut raw = Vec::new();
-        let mut decompressor =
-            self.decompressor.lock().map_err(|_| Error::internal("a thread died while decompressing a node"))?;
-        decompressor.decompress(codec, bytes, at.raw_len, &mut raw)?;
-        Ok(raw)
+        self.decompressor
+            .lock()
+            .map_err(|_| Error::internal("a thread died while decompressing a node"))?
+            .decompress(codec, bytes, at.raw_len, &mut raw)?;
+        if self.repo.keys().id_key().node_id(identity(&raw)?) != child.id {
+            return Err(Error::corrupt(format!("the bytes are not those of node {}", child.id)));
+        }
+        let node = Node::decode(&raw, self.repo.geometry().window)?;
+        if node.level() != level {
+            return Err(Error::corrupt(format!("node {} has level {} where {level} is due", child.id, node.level())));
+        }
+        Ok(node)
     }
 }
 

@@ -5,7 +5,9 @@
 //!     nodes     which chunks (leaf of each window; hints say where)
 //!     cache     plaintext chunks, byte budget, one flight per missing chunk
 //!     fetch     neighbours in one pack by one GET; open frame, decompress, check id       (caller's thread and the pool)
+//!     detour    what does not lie where its leaf says: from where it lies now, or by parity
 //!     readahead sequential streams fetch ahead, under one budget for the process
+//!     straight  long reads of a crowd expand in place, past the cache
 //! ```
 //!
 //! Not here: the index, which reading does not need. What holds: a frame is authenticated and a chunk's id checked before its
@@ -15,14 +17,16 @@
 mod fetch;
 mod pool;
 mod readahead;
+mod straight;
 
-use crate::disk_map::{Geometry, LeafContent, LeafEntry};
-use crate::error::{Error, Result};
+pub use crate::detour::Remedy;
+use crate::disk_map::{Geometry, Leaf, LeafContent, LeafEntry};
+use crate::error::{Error, Kind, Result};
 use crate::nodes::{Nodes, Root};
 use crate::repository::Repository;
 use crate::snapshot::Snapshot;
-use fetch::Fetcher;
 pub(crate) use fetch::Want;
+use fetch::{Chunk, Fetcher};
 use readahead::Streams;
 use std::ops::Range;
 use std::sync::Arc;
@@ -55,6 +59,7 @@ pub struct Reader {
     pool: pool::Pool,
     readahead: readahead::Budget,
     geometry: Geometry,
+    crowd: straight::Crowd,
 }
 
 /// What a stretch of a disk is.
@@ -107,13 +112,27 @@ struct Part {
 impl Reader {
     /// A reader with budgets of its own.
     pub fn new(repo: Arc<Repository>, options: ReaderOptions) -> Result<Arc<Self>> {
+        let nodes = Nodes::new(Arc::clone(&repo), NODE_CACHE)?;
         Ok(Arc::new(Reader {
             geometry: repo.geometry(),
-            nodes: Nodes::new(Arc::clone(&repo), NODE_CACHE)?,
-            fetcher: Fetcher::new(repo, options.cache_bytes),
+            crowd: straight::Crowd::new(options.threads),
+            fetcher: Fetcher::new(repo, options.cache_bytes, Arc::clone(nodes.detours()))?,
+            nodes,
             pool: pool::Pool::start(options.threads)?,
             readahead: readahead::Budget::new(options.readahead_bytes),
         }))
+    }
+
+    /// Has `tell` called, once a damaged pack and remedy and from any thread, with the name of a pack whose content was read all
+    /// the same. The first to ask is served.
+    pub fn on_damage(&self, tell: impl Fn(&str, Remedy) + Send + Sync + 'static) {
+        self.nodes.detours().on_damage(Box::new(tell));
+    }
+
+    /// How many chunks and nodes did not lie, or not whole, where the maps say and were read all the same.
+    #[must_use]
+    pub fn detours(&self) -> u64 {
+        self.nodes.detours().taken()
     }
 
     /// Opens a disk of a snapshot. Fetches nothing: the root lies in the claim.
@@ -146,8 +165,15 @@ impl DiskReader {
             self.read_ahead(offset, out.len());
             return Ok(());
         }
-        self.read_ahead(offset, out.len());
-        let parts = self.reader.parts(&self.map, offset, out, true)?.unwrap_or_default();
+        let place = self.reader.crowd.enter();
+        let is_straight = place.is_straight(out.len());
+        if !is_straight {
+            self.read_ahead(offset, out.len());
+        }
+        let mut parts = self.reader.parts(&self.map, offset, out, true)?.unwrap_or_default();
+        if is_straight {
+            parts = self.reader.expand_straight(parts, out);
+        }
         let wants: Vec<Want> = parts.iter().map(|p| p.want).collect();
         let chunks = self.reader.fetch_all(&wants);
         for (part, chunk) in parts.iter().zip(chunks) {
@@ -202,6 +228,61 @@ impl DiskReader {
         Ok(extents.found)
     }
 
+    /// As [`DiskReader::extents`], but everything is read, and what is damaged beyond help counts as `Unreadable`: whole chunks,
+    /// and whole windows where the map is damaged. For whoever wants what is left; memory is the chunks of a window.
+    pub fn readable_extents(&self, range: Range<u64>, max: usize) -> Result<Vec<MapExtent>> {
+        let len = range.end.checked_sub(range.start).unwrap_or(u64::MAX);
+        self.check(range.start, usize::try_from(len).unwrap_or(usize::MAX))?;
+        let mut extents = Extents { found: Vec::new(), at: range.start, end: range.end, max: max.max(1) };
+        let (nodes, window_len) = (&self.reader.nodes, self.reader.geometry.window);
+        while extents.wants_more() {
+            let here = extents.at / window_len;
+            let window = match nodes.next_window(&self.map.root, here) {
+                Ok(window) => window.unwrap_or(u64::MAX),
+                Err(e) if e.kind() == Kind::Corrupt => here,
+                Err(e) => return Err(e.within(&self.map.title)),
+            };
+            let base = window.saturating_mul(window_len);
+            extents.push(base, MapContent::Zero);
+            if !extents.wants_more() {
+                break;
+            }
+            let end = base.saturating_add(window_len);
+            match nodes.leaf(&self.map.root, window) {
+                Ok(Some(found)) => self.read_window(found.leaf()?, base, &mut extents)?,
+                Ok(None) => {}
+                Err(e) if e.kind() == Kind::Corrupt => extents.push(end, MapContent::Unreadable),
+                Err(e) => return Err(e.within(&self.map.title)),
+            }
+            extents.push(end, MapContent::Zero);
+        }
+        Ok(extents.found)
+    }
+
+    /// Reads the chunks of a window that lie in the range asked for.
+    fn read_window(&self, leaf: &Leaf, base: u64, extents: &mut Extents) -> Result<()> {
+        let (first, end) = (leaf.first_after(extents.at.saturating_sub(base)), extents.end);
+        let entries = leaf.entries.get(first..).unwrap_or_default();
+        let count = entries.partition_point(|entry| base + entry.start_bytes() < end);
+        let entries = entries.get(..count).unwrap_or_default();
+        let wants: Vec<Want> = entries.iter().filter_map(Want::of).collect();
+        let mut chunks = self.reader.fetch_all(&wants).into_iter();
+        for entry in entries {
+            extents.push(base + entry.start_bytes(), MapContent::Zero);
+            let content = match entry.content {
+                LeafContent::Unreadable => MapContent::Unreadable,
+                LeafContent::Chunk { .. } => match chunks.next() {
+                    Some(Ok(_)) => MapContent::Data,
+                    Some(Err(e)) if e.kind() == Kind::Corrupt => MapContent::Unreadable,
+                    Some(Err(e)) => return Err(self.map.place(e, base + entry.start_bytes(), 0)),
+                    None => return Err(Error::internal("a chunk was asked for and forgotten")),
+                },
+            };
+            extents.push(base + entry.end_bytes(), content);
+        }
+        Ok(())
+    }
+
     /// Starts fetching `range` into the cache, as far as the readahead budget allows. Returns at once.
     pub fn prefetch(&self, range: Range<u64>) {
         let end = range.end.min(self.map.size);
@@ -239,6 +320,12 @@ impl DiskReader {
 }
 
 impl Reader {
+    /// A chunk, wherever it lies now.
+    pub(crate) fn chunk(&self, want: &Want) -> Result<Vec<u8>> {
+        let chunk = self.pool.here(1, |scratch| self.fetcher.fetch(std::slice::from_ref(want), scratch)).pop();
+        chunk.unwrap_or_else(|| Err(Error::internal("a chunk was asked for and forgotten"))).map(|chunk| chunk.to_vec())
+    }
+
     /// The chunks that `out`, at `offset` of the disk, is made of. Fills the zero ranges of `out` on the way. `Ok(None)`: a node
     /// would have to be fetched and `fetch` is false.
     fn parts(&self, map: &Map, offset: u64, out: &mut [u8], fetch: bool) -> Result<Option<Vec<Part>>> {
@@ -277,7 +364,7 @@ impl Reader {
     }
 
     /// Fetches chunks: the first run of neighbours in the caller's thread, the others in the pool meanwhile.
-    fn fetch_all(self: &Arc<Self>, wants: &[Want]) -> Vec<Result<Arc<[u8]>>> {
+    fn fetch_all(self: &Arc<Self>, wants: &[Want]) -> Vec<Result<Chunk>> {
         let runs = fetch::runs(wants);
         let (first, others) = match runs.split_first() {
             Some((first, others)) => (first, others),
@@ -360,6 +447,13 @@ impl Map {
             0 => e.within(format_args!("{} at byte {at}", self.title)),
             len => e.within(format_args!("{} bytes {at} to {}", self.title, at + len as u64)),
         }
+    }
+}
+
+impl Part {
+    /// Whether it is the whole of its chunk.
+    fn is_whole(&self) -> bool {
+        self.from == 0 && self.into.len() == self.want.at.raw_len as usize
     }
 }
 

@@ -1,6 +1,7 @@
 //! An open repository: where it is, its keys, its parameters; and how records and packs are read and written with them.
 //!
-//! Not here: what the records mean ([`crate::catalog`]), backups ([`crate::writer`]), reads ([`crate::reader`]). What holds: a
+//! Not here: what the records mean ([`crate::catalog`]), who can open it ([`crate::keyring`]), backups ([`crate::writer`]), reads
+//! ([`crate::reader`]). What holds: a
 //! `Repository` is only made after the descriptor was authenticated by the key bundle and every feature is known; a descriptor
 //! is written last, so that a half-made repository is none.
 
@@ -14,14 +15,20 @@ use crate::entropy::{Entropy, fresh};
 use crate::error::{Error, Kind, Result};
 use crate::features::{self, Access};
 use crate::id::{PackUid, RepoId, SignerId, SlotId, SnapshotId};
-use crate::key_slot::{self, Credential, SlotOptions, SlotSummary};
+use crate::index_delta::{self, IndexDelta};
+use crate::key_slot::{Credential, SlotOptions};
+use crate::keyring::{self, Entrance};
 use crate::keys::Keys;
 use crate::location::PackKind;
-use crate::pack::{OpenPack, PackHeader};
+use crate::pack::{self, FinishedPack, OpenPack, PackHeader};
+use crate::parity;
 use crate::sealed::{self, ObjectKind, Record, Unverified};
+use crate::session::Session;
+use crate::snapshot::Identity;
+use crate::time::Timestamp;
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 /// How a new repository is made.
 pub struct InitOptions {
@@ -35,6 +42,8 @@ pub struct InitOptions {
     pub stream: StreamParams,
     /// Cipher of new objects.
     pub aead: Aead,
+    /// Whether new packs get parity, which takes 6 % more space and makes up for small damage.
+    pub parity: bool,
 }
 
 /// An open repository. Shared by everything that uses it.
@@ -42,11 +51,17 @@ pub struct Repository {
     backend: Arc<dyn Backend>,
     entropy: Arc<dyn Entropy>,
     keys: Keys,
+    entrance: Entrance,
     descriptor: Descriptor,
     access: Access,
+    parity: bool,
     certificates: RwLock<Arc<Certificates>>,
     /// Forgets that were read and found genuine.
     forgets: RwLock<BTreeSet<SnapshotId>>,
+    /// The process's session, while somebody needs it.
+    session: Mutex<Weak<Session>>,
+    /// Number of the next index delta to publish, once the published ones were listed.
+    next_delta: Mutex<Option<u64>>,
 }
 
 impl fmt::Debug for Repository {
@@ -63,11 +78,18 @@ impl Repository {
             return Err(exists());
         }
         let keys = Keys::generate(RepoId(fresh(&*entropy)?), &*entropy)?;
-        let InitOptions { credential, slot, disk, stream, aead } = options;
+        let InitOptions { credential, slot, disk, stream, aead, parity } = options;
         let descriptor = Descriptor { created: slot.created, aead, disk, stream };
         let object = descriptor.encode(&keys)?;
-        let repo = Self::with(Arc::clone(&backend), entropy, keys, descriptor, Access::ReadWrite);
-        repo.put_slot(&repo.keys, &credential, &slot)?;
+        let id = SlotId(fresh(&*entropy)?);
+        let entrance = Entrance::new(&credential, id);
+        let mut repo = Self::with(Arc::clone(&backend), entropy, (keys, entrance), descriptor, Access::ReadWrite);
+        repo.parity = parity;
+        repo.put_slot_as(id, &repo.keys, &credential, &slot)?;
+        if parity {
+            // One that a crash left behind says the same.
+            repo.turn_parity_on()?;
+        }
         match backend.put(descriptor::OBJECT_NAME, &[&object])? {
             Put::Created => Ok(repo),
             Put::Exists => Err(exists()),
@@ -86,23 +108,37 @@ impl Repository {
             _ => e,
         })?;
         Descriptor::check_format(&bytes)?;
-        let (keys, (descriptor, mut access)) =
-            open_slots(&*backend, credential, |keys| Descriptor::decode(keys, &bytes))?;
+        let (entrance, keys, (descriptor, mut access)) =
+            keyring::enter(&*backend, credential, |keys| Descriptor::decode(keys, &bytes))?;
+        let mut parity = false;
         for feature in list_sorted(&*backend, "features/")? {
             access = access.and(features::access_with(&feature.name)?);
+            parity |= feature.name == features::PARITY;
         }
-        Ok(Self::with(backend, entropy, keys, descriptor, access))
+        Ok(Repository { parity, ..Self::with(backend, entropy, (keys, entrance), descriptor, access) })
     }
 
     fn with(
         backend: Arc<dyn Backend>,
         entropy: Arc<dyn Entropy>,
-        keys: Keys,
+        (keys, entrance): (Keys, Entrance),
         descriptor: Descriptor,
         access: Access,
     ) -> Self {
         let certificates = RwLock::new(Arc::new(Certificates::new(&keys)));
-        Repository { backend, entropy, keys, descriptor, access, certificates, forgets: RwLock::default() }
+        Repository {
+            backend,
+            entropy,
+            keys,
+            entrance,
+            descriptor,
+            access,
+            parity: false,
+            certificates,
+            forgets: RwLock::default(),
+            session: Mutex::default(),
+            next_delta: Mutex::default(),
+        }
     }
 
     /// The store.
@@ -121,6 +157,11 @@ impl Repository {
     #[must_use]
     pub fn keys(&self) -> &Keys {
         &self.keys
+    }
+
+    /// How this session came in.
+    pub(crate) fn entrance(&self) -> &Entrance {
+        &self.entrance
     }
 
     /// The descriptor.
@@ -185,6 +226,39 @@ impl Repository {
         self.backend.put(name, &[&object])
     }
 
+    /// Publishes an index delta under the next number of this signer's that is free; its name.
+    pub fn publish_delta(&self, delta: &IndexDelta) -> Result<String> {
+        let (signer, body) = (self.keys.signer().id(), delta.encode()?);
+        let known = *self.next_delta.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = match known {
+            Some(next) => next,
+            None => self.next_delta_listed(signer)?,
+        };
+        loop {
+            let name = index_delta::name(signer, next);
+            next += 1;
+            // Another process with the same key may be publishing: its name is taken, the next one may be free.
+            if self.put_record(ObjectKind::IndexDelta, &name, &body)? == Put::Created {
+                *self.next_delta.lock().unwrap_or_else(PoisonError::into_inner) = Some(next);
+                return Ok(name);
+            }
+        }
+    }
+
+    /// The first number that no listed delta of this signer has.
+    fn next_delta_listed(&self, signer: SignerId) -> Result<u64> {
+        let mut next = 0;
+        self.backend.list(index_delta::PREFIX, &mut |object| {
+            if let Some((of, number)) = index_delta::parse_name(&object.name)
+                && of == signer
+            {
+                next = next.max(number.saturating_add(1));
+            }
+            Ok(())
+        })?;
+        Ok(next)
+    }
+
     /// Reads, decrypts and verifies the record `name`.
     pub fn get_record(&self, kind: ObjectKind, name: &str) -> Result<Record> {
         let bytes = self.backend.get(name)?;
@@ -195,17 +269,97 @@ impl Repository {
 
     /// Reads and verifies a pack's header and unwraps its key.
     pub fn open_pack(&self, kind: PackKind, uid: PackUid) -> Result<OpenPack> {
-        self.pack_header(kind, uid)?.open(&self.keys)
+        self.open_header(&self.pack_header(kind, uid)?)
     }
 
     /// Reads and verifies a pack's header.
     pub fn pack_header(&self, kind: PackKind, uid: PackUid) -> Result<PackHeader> {
-        let read = || PackHeader::fetch(self.backend(), &self.keys, &self.certificates(), kind, uid);
-        match read() {
+        self.trusting(|certificates| PackHeader::fetch(self.backend(), &self.keys, certificates, kind, uid))
+    }
+
+    /// As [`Repository::open_pack`] of a pack that begins with `bytes`.
+    pub(crate) fn open_pack_of(&self, kind: PackKind, uid: PackUid, bytes: &[u8]) -> Result<OpenPack> {
+        self.open_header(&self.trusting(|certificates| PackHeader::verify(&self.keys, certificates, kind, uid, bytes))?)
+    }
+
+    /// What `read` reads with the certificates known so far or, failing that, with all there are.
+    fn trusting<T>(&self, read: impl Fn(&Certificates) -> Result<T>) -> Result<T> {
+        let known = self.certificates();
+        let e = match read(&known) {
             // Signed by a writer whose certificate was not needed so far, or damaged: the second look tells.
-            Err(e) if e.kind() == Kind::Corrupt && self.load_certificates()? => read(),
-            other => other,
+            Err(e) if e.kind() == Kind::Corrupt => e,
+            other => return other,
+        };
+        let more = || Some(self.certificates()).filter(|now| now.writers().count() > known.writers().count());
+        // Another thread may have fetched it since.
+        if more().is_none() {
+            self.load_certificates()?;
         }
+        more().map_or(Err(e), |certificates| read(&certificates))
+    }
+
+    /// Whether packs get parity.
+    #[must_use]
+    pub fn wants_parity(&self) -> bool {
+        self.parity
+    }
+
+    /// Stores a finished pack and then, where packs get it, its parity. It counts for as long as it is durable alone: parity may
+    /// be missing.
+    pub fn put_pack(&self, pack: &FinishedPack) -> Result<()> {
+        if self.backend.put(&pack.name, &[&pack.bytes])? == Put::Exists {
+            return Err(Error::internal(format!("{} exists although its name is random", pack.name)));
+        }
+        if self.parity { self.put_parity(pack.kind, pack.uid, &pack.bytes) } else { Ok(()) }
+    }
+
+    /// The packs that could have parity and have none. Parity of a pack that is being written follows it, and is listed later.
+    pub fn packs_without_parity(&self) -> Result<BTreeSet<(PackKind, PackUid)>> {
+        let mut without = BTreeSet::new();
+        for kind in PackKind::ALL {
+            self.backend.list(kind.prefix(), &mut |object| {
+                if object.size <= parity::PACK_MAX as u64 {
+                    without.extend(pack::parse_name(&object.name));
+                }
+                Ok(())
+            })?;
+        }
+        self.backend.list(parity::PREFIX, &mut |object| {
+            if let Some(uid) = parity::parse_name(&object.name) {
+                without.remove(&(PackKind::Data, uid));
+                without.remove(&(PackKind::Tree, uid));
+            }
+            Ok(())
+        })?;
+        Ok(without)
+    }
+
+    /// Says that packs get parity from now on, from whoever opens the repository after this.
+    pub fn turn_parity_on(&self) -> Result<()> {
+        self.check_writable()?;
+        let (Put::Created | Put::Exists) = self.backend.put(features::PARITY, &[])?;
+        Ok(())
+    }
+
+    /// Stores the parity of the whole pack `bytes`, unless there is some or the pack is too long for it.
+    pub fn put_parity(&self, kind: PackKind, uid: PackUid, bytes: &[u8]) -> Result<()> {
+        if bytes.len() <= parity::PACK_MAX {
+            let (Put::Created | Put::Exists) =
+                self.backend.put(&parity::name(uid), &[&parity::encode(kind, uid, bytes)?])?;
+        }
+        Ok(())
+    }
+
+    /// This process's session: begun by whoever needs it first, ended when nobody does any more.
+    pub(crate) fn session(self: &Arc<Self>, identity: &Identity, now: Timestamp) -> Result<Arc<Session>> {
+        // Beginning writes one small object under the lock: two sessions of one process would beat twice as often.
+        let mut running = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(session) = running.upgrade() {
+            return Ok(session);
+        }
+        let session = Arc::new(Session::begin(self, identity, now)?);
+        *running = Arc::downgrade(&session);
+        Ok(session)
     }
 
     pub(crate) fn knows_forget(&self, id: SnapshotId) -> bool {
@@ -236,9 +390,9 @@ impl Repository {
         Ok(self.certificates())
     }
 
-    /// Reads all certificates; whether there was a new one. A damaged one is left out, so that it takes down what its own
+    /// Reads all certificates. A damaged one is left out, so that it takes down what its own
     /// writer signed and nothing else; [`crate::verify`] names it.
-    fn load_certificates(&self) -> Result<bool> {
+    fn load_certificates(&self) -> Result<()> {
         let mut certificates = Certificates::new(&self.keys);
         for object in list_sorted(self.backend(), "writers/")? {
             let admitted =
@@ -248,89 +402,7 @@ impl Repository {
                 _ => {}
             }
         }
-        let certificates = Arc::new(certificates);
-        let mut known = self.certificates.write().unwrap_or_else(PoisonError::into_inner);
-        let news = certificates.writers().count() > known.writers().count();
-        *known = certificates;
-        Ok(news)
+        *self.certificates.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(certificates);
+        Ok(())
     }
-
-    /// Adds a key slot that opens the full bundle.
-    pub fn add_key(&self, credential: &Credential, options: &SlotOptions) -> Result<SlotId> {
-        self.check_full("add keys")?;
-        self.put_slot(&self.keys, credential, options)
-    }
-
-    /// Adds a key slot that opens a writer's bundle, and publishes the writer's certificate.
-    pub fn export_writer(&self, credential: &Credential, options: &SlotOptions) -> Result<SlotId> {
-        self.check_full("export keys")?;
-        let (writer, certificate) = self.keys.export_writer(&options.label, options.created, &*self.entropy)?;
-        let name = certificate.object_name();
-        if self.put_record(ObjectKind::Certificate, &name, &certificate.encode()?)? == Put::Exists {
-            return Err(Error::internal(format!("{name} exists although its key is new")));
-        }
-        self.put_slot(&writer, credential, options)
-    }
-
-    /// The key slots, without their secrets; damaged ones as errors with their names.
-    pub fn key_slots(&self) -> Result<Vec<(SlotId, Result<SlotSummary>)>> {
-        let slots = list_slots(self.backend())?;
-        let read = |id| self.backend.get(&key_slot::object_name(id)).and_then(|bytes| key_slot::summarise(id, &bytes));
-        Ok(slots.into_iter().map(|id| (id, read(id))).collect())
-    }
-
-    /// Removes a key slot. The last one that opens everything is kept: without it nothing can be read again.
-    pub fn remove_key(&self, id: SlotId) -> Result<()> {
-        self.check_full("remove keys")?;
-        let slots = self.key_slots()?;
-        if !slots.iter().any(|(other, _)| *other == id) {
-            return Err(Error::not_found(format!("no key slot {id}; see 'coffer key list'")));
-        }
-        if !slots.iter().any(|(other, summary)| *other != id && summary.as_ref().is_ok_and(|s| s.full)) {
-            return Err(Error::new(
-                Kind::Retained,
-                format!("{id} is the last key slot that opens everything; add another one first with 'coffer key add'"),
-            ));
-        }
-        self.backend.delete(&key_slot::object_name(id))
-    }
-
-    fn put_slot(&self, keys: &Keys, credential: &Credential, options: &SlotOptions) -> Result<SlotId> {
-        self.check_writable()?;
-        let id = SlotId(fresh(&*self.entropy)?);
-        let bytes = key_slot::seal_slot(keys, credential, id, options, &*self.entropy)?;
-        match self.backend.put(&key_slot::object_name(id), &[&bytes])? {
-            Put::Created => Ok(id),
-            Put::Exists => Err(Error::internal(format!("key slot {id} exists although its name is random"))),
-        }
-    }
-}
-
-fn list_slots(backend: &dyn Backend) -> Result<Vec<SlotId>> {
-    let objects = list_sorted(backend, key_slot::PREFIX)?;
-    Ok(objects.iter().filter_map(|o| o.name.strip_prefix(key_slot::PREFIX)?.parse().ok()).collect())
-}
-
-/// Tries the slots of the credential's kind until one opens with keys that `accept` accepts: a slot that a crash left behind
-/// while the repository was made opens, too, and its keys are another repository's.
-fn open_slots<T>(
-    backend: &dyn Backend,
-    credential: &Credential,
-    accept: impl Fn(&Keys) -> Result<T>,
-) -> Result<(Keys, T)> {
-    let mut refused = None;
-    for id in list_slots(backend)? {
-        let opened =
-            backend.get(&key_slot::object_name(id)).and_then(|bytes| key_slot::open_slot(id, &bytes, credential));
-        match opened.and_then(|keys| accept(&keys).map(|accepted| (keys, accepted))) {
-            Ok(found) => return Ok(found),
-            Err(e) if e.kind() == Kind::WrongKey => {}
-            Err(e) => refused = Some(e),
-        }
-    }
-    // A damaged slot may be the one this credential opens: that is worth more than "wrong passphrase".
-    Err(refused.unwrap_or_else(|| {
-        let what = credential.noun();
-        Error::new(Kind::WrongKey, format!("this {what} opens no key slot of {}", backend.location()))
-    }))
 }

@@ -80,26 +80,52 @@ impl Decompressor {
             Codec::Raw if bytes.len() == due => out.extend_from_slice(bytes),
             Codec::Raw => return Err(wrong_length(bytes.len(), due)),
             Codec::Zstd => {
-                let named = zstd_safe::get_frame_content_size(bytes)
-                    .map_err(|_| Error::corrupt("compressed bytes do not begin with a zstd frame"))?;
-                if named != Some(u64::from(raw_len)) {
-                    return Err(Error::corrupt(format!("a zstd frame names {named:?} bytes where {due} are due")));
-                }
-                if zstd_safe::find_frame_compressed_size(bytes) != Ok(bytes.len()) {
-                    return Err(Error::corrupt(format!("{} compressed bytes are not one zstd frame", bytes.len())));
-                }
+                one_frame(bytes, due)?;
                 out.reserve_exact(due);
                 // zstd takes the capacity for the room there is, which may be more than was asked for; what it names is
                 // checked above and what it wrote below.
-                self.zstd
-                    .decompress_to_buffer(bytes, out)
-                    .map_err(|e| Error::corrupt(format!("expanding {} bytes to {due}", bytes.len())).with_source(e))?;
-                if out.len() != due {
-                    return Err(wrong_length(out.len(), due));
-                }
+                let written = self.zstd.decompress_to_buffer(bytes, out);
+                wrote(written, bytes.len(), due)?;
             }
         }
         Ok(())
+    }
+
+    /// As [`Decompressor::decompress`], into a place of exactly the length that is due.
+    pub fn decompress_into(&mut self, codec: Codec, bytes: &[u8], out: &mut [u8]) -> Result<()> {
+        let due = out.len();
+        match codec {
+            Codec::Raw if bytes.len() == due => out.copy_from_slice(bytes),
+            Codec::Raw => return Err(wrong_length(bytes.len(), due)),
+            Codec::Zstd => {
+                one_frame(bytes, due)?;
+                let written = self.zstd.decompress_to_buffer(bytes, out);
+                wrote(written, bytes.len(), due)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether `bytes` are one zstd frame that says it holds `due` bytes, as far as its headers tell.
+fn one_frame(bytes: &[u8], due: usize) -> Result<()> {
+    let named = zstd_safe::get_frame_content_size(bytes)
+        .map_err(|_| Error::corrupt("compressed bytes do not begin with a zstd frame"))?;
+    if named != Some(due as u64) {
+        return Err(Error::corrupt(format!("a zstd frame names {named:?} bytes where {due} are due")));
+    }
+    if zstd_safe::find_frame_compressed_size(bytes) != Ok(bytes.len()) {
+        return Err(Error::corrupt(format!("{} compressed bytes are not one zstd frame", bytes.len())));
+    }
+    Ok(())
+}
+
+/// Whether zstd wrote the `due` bytes.
+fn wrote(written: std::io::Result<usize>, stored: usize, due: usize) -> Result<()> {
+    match written {
+        Ok(len) if len == due => Ok(()),
+        Ok(len) => Err(wrong_length(len, due)),
+        Err(e) => Err(Error::corrupt(format!("expanding {stored} bytes to {due}")).with_source(e)),
     }
 }
 

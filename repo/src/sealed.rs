@@ -50,6 +50,10 @@ pub enum ObjectKind {
     Moved = 11,
     /// A remark on a snapshot.
     Note = 12,
+    /// What a verification found sound.
+    Verified = 13,
+    /// A data key that new packs are sealed to.
+    Epoch = 14,
 }
 
 impl ObjectKind {
@@ -63,9 +67,12 @@ impl ObjectKind {
     fn signers(self) -> Option<Signers> {
         match self {
             ObjectKind::DataPack | ObjectKind::TreePack | ObjectKind::Parity => None,
-            ObjectKind::Certificate | ObjectKind::Forget | ObjectKind::Condemned | ObjectKind::Note => {
-                Some(Signers::Authority)
-            }
+            ObjectKind::Certificate
+            | ObjectKind::Forget
+            | ObjectKind::Condemned
+            | ObjectKind::Note
+            | ObjectKind::Verified
+            | ObjectKind::Epoch => Some(Signers::Authority),
             ObjectKind::IndexDelta
             | ObjectKind::Session
             | ObjectKind::Claim
@@ -365,7 +372,9 @@ mod tests {
                 assert_eq!(open(&writer, &certificates, kind, NAME, &object).unwrap().signer, keys.signer().id());
             }
         }
-        for kind in [ObjectKind::Certificate, ObjectKind::Forget, ObjectKind::Condemned, ObjectKind::Note] {
+        for kind in
+            [ObjectKind::Certificate, ObjectKind::Forget, ObjectKind::Condemned, ObjectKind::Note, ObjectKind::Epoch]
+        {
             let refused = seal(&writer, kind, NAME, b"body", Aead::Aes256Gcm, &Seeded::new(7)).unwrap_err();
             assert_eq!(refused.kind(), Kind::WrongKey);
             let forged = seal_anyway(&writer, kind, NAME, &signed(&writer, kind, NAME, b"body"));

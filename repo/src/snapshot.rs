@@ -261,16 +261,25 @@ impl Forget {
 pub struct Condemned {
     /// Data and tree packs alike.
     pub packs: Vec<PackUid>,
+    /// They are damaged: nobody is to rely on them anew, and nobody is about to remove them, so that collectors go by other
+    /// records.
+    pub damaged: bool,
 }
 
 impl Condemned {
+    /// Packs that one record names, at most.
+    pub const MOST: usize = 65_536;
     /// Prefix of all condemned records.
     pub const PREFIX: &'static str = "condemned/";
 
     /// Body of the record.
     pub fn encode(&self) -> Result<Vec<u8>> {
         let packs: Vec<Value> = self.packs.iter().map(|p| Value::from(&p.0)).collect();
-        Map::new().with("packs", packs).encode()
+        let mut map = Map::new().with("packs", packs);
+        if self.damaged {
+            map.insert("damaged", true);
+        }
+        map.encode()
     }
 
     /// Reads a body.
@@ -280,7 +289,12 @@ impl Condemned {
             Value::Bytes(b) => PackUid::from_slice(b),
             _ => Err(Error::corrupt("a condemned record names a pack by something else than bytes")),
         };
-        Ok(Condemned { packs: map.list("packs")?.iter().map(pack).collect::<Result<_>>()? })
+        let damaged = match map.get("damaged") {
+            None => false,
+            Some(Value::Bool(true)) => true,
+            Some(_) => return Err(Error::corrupt("a condemned record's 'damaged' is not true")),
+        };
+        Ok(Condemned { packs: map.list("packs")?.iter().map(pack).collect::<Result<_>>()?, damaged })
     }
 }
 
@@ -495,7 +509,7 @@ mod tests {
         for d in [Decision::Commit, Decision::Revoke] {
             assert_eq!(Decision::decode(&d.encode().unwrap()).unwrap(), d);
         }
-        let condemned = Condemned { packs: vec![PackUid([1; 16]), PackUid([2; 16])] };
+        let condemned = Condemned { packs: vec![PackUid([1; 16]), PackUid([2; 16])], damaged: true };
         assert_eq!(Condemned::decode(&condemned.encode().unwrap()).unwrap(), condemned);
     }
 }

@@ -19,10 +19,9 @@
 //! file in the scratch directory that has no name there any more: 29 bytes a chunk. Why a spool and not a table of all
 //! chunks: 1e8 chunks would take 5 GB; and not several passes over the leaves: in an object store these cost more than a file.
 
-mod spool;
-
 use crate::cancel::Cancel;
 use crate::crew::Crew;
+use crate::cursor::Cursor;
 use crate::disk_map::{Child, Inner, LeafContent, Node, identity};
 use crate::error::{Error, Result};
 use crate::id::{NodeId, SnapshotId};
@@ -30,14 +29,16 @@ use crate::location::IndexKey;
 use crate::nodes::{Nodes, Root};
 use crate::repository::Repository;
 use crate::snapshot::Snapshot;
+use crate::spool::{self, Spool, Spooled};
 use crate::time::Timestamp;
-use spool::{Reference, Spool};
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Bytes of decoded nodes kept: inner nodes are walked more than once.
 const NODE_CACHE: u64 = 16 << 20;
+/// Bytes of spooled references that a thread keeps in memory.
+const SPOOL_MEMORY: usize = 15 << 20;
 
 /// How statistics are made.
 #[derive(Clone, Debug)]
@@ -108,7 +109,7 @@ pub fn stats(repo: &Arc<Repository>, points: &[Snapshot], options: &StatsOptions
     let mut owners = Owners { owners: HashMap::new(), workloads: &workloads };
     survey.own(&mut owners)?;
     let spools = survey.gather(owners, options)?;
-    spool::settle(spools, &mut |references| {
+    spool::settle(&spools, &mut |references: &[Reference]| {
         cancel.check()?;
         match references.iter().copied().reduce(|a, b| a.join(b, &workloads)) {
             Some(chunk) => stats.count(chunk, &workloads),
@@ -139,6 +140,47 @@ impl Owner {
             (Some(a), Some(b)) if a == b => Owner::Workload(a),
             _ => Owner::Several,
         }
+    }
+}
+
+/// A leaf's mention of a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Reference {
+    key: IndexKey,
+    owner: Owner,
+    raw_len: u32,
+    stored_len: u32,
+}
+
+impl Spooled for Reference {
+    fn key(&self) -> IndexKey {
+        self.key
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        let (kind, ordinal) = match self.owner {
+            Owner::Point(n) => (0, n),
+            Owner::Workload(n) => (1, n),
+            Owner::Several => (2, 0),
+        };
+        out.extend_from_slice(&self.key.0);
+        out.push(kind);
+        for field in [ordinal, self.raw_len, self.stored_len] {
+            out.extend_from_slice(&field.to_le_bytes());
+        }
+    }
+
+    fn decode(at: &mut Cursor<'_>) -> Result<Self> {
+        let key = IndexKey(at.array()?);
+        let [kind] = at.array()?;
+        let (ordinal, raw_len, stored_len) = (at.u32()?, at.u32()?, at.u32()?);
+        let owner = match kind {
+            0 => Owner::Point(ordinal),
+            1 => Owner::Workload(ordinal),
+            2 => Owner::Several,
+            other => return Err(Error::internal(format!("an owner of kind {other}"))),
+        };
+        Ok(Reference { key, owner, raw_len, stored_len })
     }
 }
 
@@ -313,7 +355,7 @@ impl<'a> Survey<'a> {
         };
         let crew = Crew { threads: options.threads, cancel: self.cancel };
         crew.run(
-            || Ok(Spool::new(&options.scratch, self.repo.entropy())),
+            || Ok(Spool::new(&options.scratch, self.repo.entropy(), SPOOL_MEMORY)),
             work,
             |hand| {
                 for point in self.points {

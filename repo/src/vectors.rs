@@ -158,9 +158,10 @@ fn golden_bundles() {
         assert_eq!(keys.repo(), RepoId(fixed(golden, "repo")));
         assert_eq!(keys.authority(), PublicKey::new(fixed(golden, "authority")));
         assert_eq!(keys.authority().signer_id(), SignerId(fixed(golden, "authority_id")));
-        assert_eq!((keys.data_epoch(), keys.data_public()), (1, DataPublic::new(fixed(golden, "data_public"))));
-        assert_eq!(keys.data_public().recipient_id().0, fixed(golden, "recipient_id"));
-        assert_eq!(keys.data_private(keys.data_public().recipient_id()).is_some(), keys.is_full());
+        let (epoch, public) = keys.data_key();
+        assert_eq!((epoch, &public), (1, &DataPublic::new(fixed(golden, "data_public"))));
+        assert_eq!(public.recipient_id().0, fixed(golden, "recipient_id"));
+        assert_eq!(keys.data_private(public.recipient_id()).is_some(), keys.is_full());
     }
     assert_eq!(keys("writer").signer().public(), PublicKey::new(fixed(golden, "writer_public")));
     assert_eq!(keys("writer").signer().id(), SignerId(fixed(golden, "writer_id")));
@@ -228,7 +229,7 @@ fn golden_pack_key() {
     let entropy = Scripted::new(&[bytes(golden, "key"), bytes(golden, "ephemeral")].concat());
     let key = PackKey::generate(&entropy).unwrap();
     assert_eq!(key.commitment(), fixed(golden, "commitment"));
-    let slot = key.wrap(&keys.data_public(), uid, keys.repo(), &entropy).unwrap();
+    let slot = key.wrap(&keys.data_key().1, uid, keys.repo(), &entropy).unwrap();
     let mut encoded = Vec::new();
     slot.encode(&mut encoded).unwrap();
     assert_eq!(encoded, bytes(golden, "slot"));

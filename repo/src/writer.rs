@@ -20,13 +20,15 @@ use crate::cancel::Cancel;
 use crate::cbor::Map;
 use crate::crew;
 use crate::disk_map::{Geometry, Hint, Leaf, LeafContent, LeafEntry, Node};
+use crate::entropy::fresh;
 use crate::error::{Error, Kind, Result};
+use crate::id::PackUid;
 use crate::index::{Index, Trust};
 use crate::location::{Location, PackKind};
 use crate::nodes::{Nodes, Root};
 use crate::repository::Repository;
 use crate::seal::Compressor;
-use crate::session::Session;
+use crate::session::{Session, SessionTag};
 use crate::snapshot::{Disk, Identity, Snapshot};
 use crate::time::Timestamp;
 use crate::tree::TreeBuilder;
@@ -34,7 +36,7 @@ use crate::window::WindowSource;
 use crossbeam_channel::{Receiver, bounded};
 use cutter::{Cutter, Draft, DraftContent, Message, Outcome};
 use packer::Packer;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -106,12 +108,14 @@ pub struct Writer {
     workload: String,
     parent: Option<Snapshot>,
     trust: Trust,
+    /// Packs that were condemned when this began.
+    shunned: HashSet<PackUid>,
     nodes: Arc<Nodes>,
     packer: Packer,
     progress: Arc<Progress>,
     disks: Vec<Disk>,
-    /// Ends with the writer.
-    _session: Session,
+    /// Kept running for as long as the writer lives.
+    _session: Option<Arc<Session>>,
     time: Timestamp,
 }
 
@@ -134,11 +138,21 @@ impl Writer {
             false => Trust::Only([keys.signer().id(), keys.authority().signer_id()].into()),
         };
         let progress: Arc<Progress> = Arc::default();
-        let session = Session::begin(repo, &identity, workload, options.dry_run)?;
+        // A condemned pack never becomes live again: whoever relied on one would not be committed.
+        let shunned = repo.shunned()?;
+        if !shunned.is_empty() {
+            index.drop_packs(&shunned.iter().copied().collect::<Vec<_>>())?;
+        }
+        let session = if options.dry_run { None } else { Some(repo.session(&identity, now)?) };
+        let tag = match &session {
+            Some(session) => session.tag(),
+            None => SessionTag(fresh(repo.entropy())?),
+        };
         let nodes = Arc::new(Nodes::new(Arc::clone(repo), NODE_CACHE)?);
         Ok(Writer {
-            packer: Packer::start(repo, index, trust.clone(), options, &progress, &nodes)?,
+            packer: Packer::start(repo, index, trust.clone(), options, tag, &progress, &nodes)?,
             nodes,
+            shunned,
             repo: Arc::clone(repo),
             index: Arc::clone(index),
             options,
@@ -190,6 +204,7 @@ impl Writer {
                         id_key: self.repo.keys().id_key(),
                         index: &self.index,
                         trust: &self.trust,
+                        shunned: &self.shunned,
                         pending: &pending,
                         nodes: &self.nodes,
                         parent: &parent,

@@ -4,20 +4,21 @@
 
 mod bench;
 
-use bench::{Bench, Image, at, back_up, image, pass, read_all};
+use bench::{Bench, Image, Meddled, at, back_up, image, pass, read_all};
 use coffer_repo::backend::memory::Memory;
-use coffer_repo::backend::{Backend, Put};
+use coffer_repo::backend::{Backend, Put, list_sorted};
 use coffer_repo::cancel::Cancel;
 use coffer_repo::entropy::Seeded;
 use coffer_repo::key_slot::{Credential, PassphraseCost, SlotOptions};
+use coffer_repo::pack;
 use coffer_repo::reader::{MapContent, Reader, ReaderOptions};
 use coffer_repo::repository::Repository;
 use coffer_repo::snapshot::Identity;
 use coffer_repo::window::{Filled, Window, WindowSource};
 use coffer_repo::writer::{DiskSpec, Writer, WriterOptions};
 use coffer_repo::{Error, Kind, Result};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 
 #[test]
 fn what_goes_in_comes_out_and_is_stored_once() {
@@ -110,6 +111,32 @@ fn a_writer_adds_and_cannot_read_or_remove() {
     assert_eq!(second.stats.new_chunks, 0);
     let third = back_up(&full, &index, &[("other", &bytes)], None, 30);
     assert!(third.stats.new_chunks > 0);
+}
+
+/// Another thread fetches the writer's certificate after this one looked for it and before it gave up.
+#[test]
+fn a_certificate_that_another_thread_fetches_serves_this_one() {
+    let (bench, repo) = Bench::new();
+    let credential = pass("mover");
+    repo.export_writer(&credential, &Bench::options().slot).unwrap();
+    let writer = bench.open(&credential).unwrap();
+    let point = back_up(&writer, &bench.index(&writer), &[("d", &image(1, 1 << 20))], None, 10);
+    let other: Arc<OnceLock<Weak<Repository>>> = Arc::default();
+    let of = Arc::clone(&other);
+    let store = Arc::new(Meddled::new(bench.memory.clone(), move |name| {
+        if name.starts_with("packs/")
+            && let Some(repo) = of.get().and_then(Weak::upgrade)
+        {
+            repo.all_certificates().unwrap();
+        }
+    }));
+    let repo = Arc::new(Repository::open(store, &pass("secret"), bench.entropy.clone()).unwrap());
+    other.set(Arc::downgrade(&repo)).unwrap();
+    let packs = list_sorted(repo.backend(), "packs/").unwrap();
+    let (kind, uid) = pack::parse_name(&packs[0].name).unwrap();
+    assert_eq!(repo.certificates().writers().count(), 0);
+    repo.open_pack(kind, uid).unwrap();
+    assert!(read_all(&repo, &point, "d").unwrap() == image(1, 1 << 20));
 }
 
 #[test]

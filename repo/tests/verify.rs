@@ -25,7 +25,12 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 fn run(repo: &Arc<Repository>, data: DataCheck) -> Result<Report> {
-    verify(repo, VerifyOptions { data, threads: 3 }, &VerifyProgress::default(), &Cancel::default())
+    verify(
+        repo,
+        VerifyOptions { data, threads: 3, ..VerifyOptions::default() },
+        &VerifyProgress::default(),
+        &Cancel::default(),
+    )
 }
 
 /// Three points of two workloads that share much: trees of three levels, a root that is a leaf, a disk of zeroes.

@@ -394,6 +394,7 @@ def read_tables(images):
             patterns = {
                 "cold, random 4 KiB, 32 at once": (True, [*RANDOM, *deep, *few]),
                 "cold, in order, 1 MiB": (True, SEQUENTIAL),
+                "cold, in order, 1 MiB, the whole disk": (True, [*SEQUENTIAL, *(["--iodepth=16"] if "nbd" in door else [])]),
             }
             if "nbd" in door:  # through FUSE the kernel's page cache would answer
                 patterns |= {
@@ -406,11 +407,14 @@ def read_tables(images):
                     evict(coffer.repository)
                     evict(image)
                     pid = stack.enter_context(server(command, ready, coffer.environment)) if command else os.getpid()
-                    stretch = length if cold else WARM
+                    if "whole" in pattern:
+                        where = (0, os.path.getsize(image))
+                    else:
+                        where = (start, length if cold else WARM)
                     if not cold:
-                        fio(target(), start, stretch, *SEQUENTIAL)
+                        fio(target(), *where, *SEQUENTIAL)
                     before = load(pid)[0]
-                    iops, speed, reads = fio(target(), start, stretch, *options)
+                    iops, speed, reads = fio(target(), *where, *options)
                     cpu, rss = load(pid)
                 measured = iops if "random" in pattern else speed
                 base = baseline.setdefault((pattern, "nbd" in door), measured)

@@ -65,6 +65,7 @@ impl Workshop {
             disk,
             stream: StreamParams::default(),
             aead,
+            parity: false,
         };
         let repo = Arc::new(Repository::init(store.clone(), options, entropy.clone()).unwrap());
         let indexes = tempfile::tempdir().unwrap();
@@ -242,7 +243,7 @@ fn leftovers(repo: &Repository, entropy: &dyn Entropy) {
     let session = Map::new().with("host", "golden-host").with("program", "coffer").with("workload", "web");
     put(ObjectKind::Session, &format!("sessions/{}-00000003", hex(random())), &session.encode().unwrap());
     let (gone, other) = (random(), random());
-    let condemned = Condemned { packs: vec![PackUid(gone), PackUid(other)] };
+    let condemned = Condemned { packs: vec![PackUid(gone), PackUid(other)], damaged: false };
     for _ in 0..2 {
         put(ObjectKind::Condemned, &format!("condemned/{}", hex(random())), &condemned.encode().unwrap());
     }

@@ -71,13 +71,20 @@ impl Coffer {
     /// The program with these arguments, without input.
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {
+        self.command_with(["--password-file", "password"], arguments)
+    }
+
+    /// The same with another key: the option that names it, and its file.
+    #[must_use]
+    pub fn command_with(&self, key: [&str; 2], arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command
             .current_dir(self.folder.path())
             .env_clear()
             .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
             .env("TMPDIR", self.path("scratch"))
-            .args(["-r", "repo", "--password-file", "password", "--cache-dir", "cache"])
+            .args(["-r", "repo", "--cache-dir", "cache"])
+            .args(key)
             .args(arguments)
             .stdin(Stdio::null());
         command
@@ -95,7 +102,12 @@ impl Coffer {
 
     /// Runs it with `--json`, and it ends with exit code 3, done with warnings.
     pub fn warned(&self, arguments: &[&str]) -> Value {
-        parse(&self.ends(3, &[&["--json"], arguments].concat()).out)
+        self.ended(3, arguments)
+    }
+
+    /// Runs it with `--json`, and it ends with this exit code. The object it printed.
+    pub fn ended(&self, code: i32, arguments: &[&str]) -> Value {
+        parse(&self.ends(code, &[&["--json"], arguments].concat()).out)
     }
 
     /// Runs it, and it fails with one line that has all of these words. That line.

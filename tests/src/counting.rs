@@ -1,9 +1,14 @@
-//! Any store, with a count of what is asked of it: for tests of how much a flow needs.
+//! Any store, with a count of what is asked of it: for tests of how much a flow needs, and what.
 //!
 //! Not here: what is too much. What holds: calls are passed on unchanged.
 
+// A harness speaks by failing.
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
+
 use coffer_repo::Result;
 use coffer_repo::backend::{Backend, Listed, Put};
+use std::collections::BTreeSet;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A store that counts.
@@ -12,6 +17,7 @@ pub struct Counting<B> {
     inner: B,
     reads: AtomicU64,
     lists: AtomicU64,
+    found: Mutex<BTreeSet<String>>,
 }
 
 /// What was asked so far.
@@ -26,7 +32,7 @@ pub struct Counts {
 impl<B> Counting<B> {
     /// Counts what is asked of `inner`.
     pub fn new(inner: B) -> Self {
-        Counting { inner, reads: AtomicU64::new(0), lists: AtomicU64::new(0) }
+        Counting { inner, reads: AtomicU64::new(0), lists: AtomicU64::new(0), found: Mutex::default() }
     }
 
     /// The counts so far.
@@ -34,9 +40,16 @@ impl<B> Counting<B> {
         Counts { reads: self.reads.load(Ordering::Relaxed), lists: self.lists.load(Ordering::Relaxed) }
     }
 
-    fn read(&self) -> &B {
+    /// The names of the objects of which something was read.
+    pub fn found(&self) -> BTreeSet<String> {
+        self.found.lock().unwrap().clone()
+    }
+
+    fn read<T>(&self, name: &str, read: impl FnOnce(&B) -> Result<T>) -> Result<T> {
         self.reads.fetch_add(1, Ordering::Relaxed);
-        &self.inner
+        let read = read(&self.inner)?;
+        self.found.lock().unwrap().insert(name.to_owned());
+        Ok(read)
     }
 }
 
@@ -50,19 +63,20 @@ impl<B: Backend> Backend for Counting<B> {
     }
 
     fn get(&self, name: &str) -> Result<Vec<u8>> {
-        self.read().get(name)
+        self.read(name, |inner| inner.get(name))
     }
 
     fn get_range(&self, name: &str, offset: u64, out: &mut [u8]) -> Result<()> {
-        self.read().get_range(name, offset, out)
+        self.read(name, |inner| inner.get_range(name, offset, out))
     }
 
     fn get_suffix(&self, name: &str, max: usize) -> Result<(Vec<u8>, u64)> {
-        self.read().get_suffix(name, max)
+        self.read(name, |inner| inner.get_suffix(name, max))
     }
 
     fn size(&self, name: &str) -> Result<Option<u64>> {
-        self.read().size(name)
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        self.inner.size(name)
     }
 
     fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed) -> Result<()>) -> Result<()> {

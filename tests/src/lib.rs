@@ -1,5 +1,6 @@
 //! Coffer's harness: what the tests of this folder share. See `ARCHITECTURE.md`.
 
+pub mod audit;
 pub mod coffer;
 pub mod contract;
 pub mod counting;
@@ -11,3 +12,5 @@ pub mod kernel;
 pub mod nbd;
 pub mod program;
 pub mod rig;
+pub mod simulation;
+pub mod stage;

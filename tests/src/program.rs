@@ -9,6 +9,7 @@
 use std::fs::File;
 use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -22,6 +23,7 @@ const PAUSE: Duration = Duration::from_millis(5);
 const PACKAGES: &[(&str, &str)] = &[
     ("bash", "bash"),
     ("cmp", "diffutils"),
+    ("cp", "coreutils"),
     ("e2fsck", "e2fsprogs"),
     ("fio", "fio"),
     ("losetup", "mount"),
@@ -161,6 +163,13 @@ impl Running {
         assert_eq!(status, None, "{} ended before it could be killed\n{}", self.what, self.err());
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// Ends it at once (SIGKILL). How it had ended by itself, if it had.
+    pub fn kill_unless_ended(mut self) -> Option<Ended> {
+        self.child.kill().unwrap();
+        let ended = self.wait();
+        (ended.status.signal() != Some(rustix::process::Signal::KILL.as_raw())).then_some(ended)
     }
 
     /// Notes how much memory it has held so far. One that has ended holds none.

@@ -11,6 +11,7 @@ use coffer_repo::Result;
 use coffer_repo::backend::Backend;
 use coffer_repo::cancel::Cancel;
 use coffer_repo::chunker::{DiskParams, StreamParams};
+use coffer_repo::collector::{self, CollectOptions, CollectProgress, CollectReport};
 use coffer_repo::crypto::Aead;
 use coffer_repo::entropy::{Entropy, Seeded};
 use coffer_repo::index::{Index, IndexOptions, MemoryBudget, SyncReport};
@@ -51,17 +52,31 @@ pub fn slot(label: &str, seconds: u64) -> SlotOptions {
 
 /// Makes a repository with windows of [`WINDOW`] bytes in `store`.
 pub fn init(store: Arc<dyn Backend>, seed: u64) -> Result<Arc<Repository>> {
+    init_cut(store, seed, DiskParams { window: WINDOW, ..DiskParams::default() })
+}
+
+/// Makes a repository with chunks of 4 to 16 KiB in `store`, so that small disks have many.
+pub fn init_fine(store: Arc<dyn Backend>, seed: u64) -> Result<Arc<Repository>> {
+    init_cut(
+        store,
+        seed,
+        DiskParams { min: 4 << 10, mean: 8 << 10, max: 16 << 10, window: WINDOW, ..DiskParams::default() },
+    )
+}
+
+fn init_cut(store: Arc<dyn Backend>, seed: u64, disk: DiskParams) -> Result<Arc<Repository>> {
     let options = InitOptions {
         credential: passphrase(),
         slot: slot("rig", 1),
-        disk: DiskParams { window: WINDOW, ..DiskParams::default() },
+        disk,
         stream: StreamParams::default(),
         aead: Aead::preferred(),
+        parity: false,
     };
     Repository::init(store, options, entropy(seed)).map(Arc::new)
 }
 
-/// Opens a repository of [`init`]. Another seed than any before: two sessions never draw the same random bytes.
+/// Opens a repository of [`init`] or [`init_fine`]. Another seed than any before: two sessions never draw the same random bytes.
 pub fn open(store: Arc<dyn Backend>, seed: u64) -> Result<Arc<Repository>> {
     Repository::open(store, &passphrase(), entropy(seed)).map(Arc::new)
 }
@@ -135,6 +150,22 @@ impl<'a> Job<'a> {
         }
         Ok(writer)
     }
+}
+
+/// How garbage is collected here: by one thread, so that its operations come in one order; small packs, little memory.
+#[must_use]
+pub fn collecting(scratch: &Path, now: u64) -> CollectOptions {
+    CollectOptions {
+        threads: 1,
+        memory: 1 << 20,
+        pack_bytes: 300 << 10,
+        ..CollectOptions::new(scratch.to_owned(), Identity::default(), at(now))
+    }
+}
+
+/// Collects garbage.
+pub fn collect(repo: &Arc<Repository>, options: &CollectOptions) -> Result<CollectReport> {
+    collector::collect(repo, options, &CollectProgress::default(), &Cancel::default())
 }
 
 /// A reader with small budgets and no helpers to speak of.

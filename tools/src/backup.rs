@@ -2,20 +2,20 @@
 
 use crate::context::Context;
 use crate::environment;
-use crate::exit::Result;
+use crate::exit::{Result, describe};
 use crate::output::{self, size};
 use crate::signal;
 use crate::terminal::{Sample, Terminal, Unit};
 use coffer_mover::backup::{Backup, BackupPlan, BackupReport};
 use coffer_mover::image_format::ImageFormat;
 use coffer_mover::source::SourceOptions;
-use coffer_repo::Error;
 use coffer_repo::index::{Index, IndexOptions};
 use coffer_repo::repository::Repository;
 use coffer_repo::seal;
 use coffer_repo::snapshot::Snapshot;
 use coffer_repo::time::Timestamp;
 use coffer_repo::writer::{Progress, WriterOptions};
+use coffer_repo::{Error, Kind};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,6 +24,9 @@ use tempfile::TempDir;
 
 /// At how many random places a source's word that something is unchanged is checked.
 const SAMPLED_PLACES: usize = 16;
+
+/// How often a backup is made that a collector overtakes: what it relied on is gone then, and the next time it is not relied on.
+const ATTEMPTS: u32 = 3;
 
 /// By how much a point may lie ahead of the clock before that is worth a word.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
@@ -39,8 +42,8 @@ pub(crate) struct Arguments {
     #[arg(required = true, value_name = "[DISK=]SOURCE")]
     sources: Vec<String>,
 
-    /// A word to remember the point by; may be repeated
-    #[arg(long = "tag", value_name = "TAG")]
+    /// A word to remember the point by, or several with commas between them; may be repeated
+    #[arg(long = "tag", value_name = "TAG[,TAG..]", value_delimiter = ',')]
     tags: Vec<String>,
 
     /// Read and count, but store nothing
@@ -85,15 +88,48 @@ impl Arguments {
         let repo = context.open()?;
         repo.check_writable()?;
         let cancel = signal::cancel(&context.terminal)?;
-        let parent = context.points(&repo)?.into_iter().rfind(|point| point.workload == self.workload);
         let (index, _scratch) = match self.dry_run {
             true => private_index(context, &repo).map(|(index, scratch)| (index, Some(scratch)))?,
             false => (context.index(&repo)?, None),
         };
-        let plan = BackupPlan {
+        let began = Instant::now();
+        let mut attempts_left = ATTEMPTS;
+        let (report, progress) = loop {
+            attempts_left -= 1;
+            let plan = self.plan(context.points(&repo)?);
+            let now = time_after(plan.parent.as_ref(), environment::now()?, &context.terminal)?;
+            let backup = Backup::begin(&repo, &index, plan, now, &cancel)?;
+            let (progress, total) = (backup.progress(), backup.size()?);
+            let sample = || sample(&progress, total);
+            match context.terminal.during("backing up", Unit::Bytes, &sample, || backup.run(&cancel)) {
+                Ok(report) => break (report, progress),
+                // A stream cannot be read twice.
+                Err(e) if e.kind() == Kind::Overtaken && total.is_some() && attempts_left > 0 => {
+                    context.terminal.notice(format_args!("{}: it is made once more", describe(&e)));
+                    context.learn(&repo, &index)?;
+                }
+                Err(e) => return Err(e.into()),
+            }
+        };
+        let took = began.elapsed();
+        for warning in &report.warnings {
+            context.terminal.warn(warning);
+        }
+        for (disk, ranges) in &report.unreadable {
+            context.terminal.warn(format_args!("disk {disk}: could not be read: {}", output::ranges(ranges)));
+        }
+        let summary = Summary { report: &report, progress: &progress, took, is_dry: self.dry_run };
+        context.print(summary.object(), &summary.text())
+    }
+}
+
+impl Arguments {
+    /// What to do, given the points there are.
+    fn plan(&self, points: Vec<Snapshot>) -> BackupPlan {
+        BackupPlan {
             workload: self.workload.clone(),
             sources: self.sources.clone(),
-            parent,
+            parent: points.into_iter().rfind(|point| point.workload == self.workload),
             tags: self.tags.clone(),
             identity: environment::identity(),
             source: SourceOptions {
@@ -110,22 +146,7 @@ impl Arguments {
                 dry_run: self.dry_run,
                 ..WriterOptions::default()
             },
-        };
-        let began = Instant::now();
-        let now = time_after(plan.parent.as_ref(), environment::now()?, &context.terminal)?;
-        let backup = Backup::begin(&repo, &index, plan, now, &cancel)?;
-        let (progress, total) = (backup.progress(), backup.size()?);
-        let sample = || sample(&progress, total);
-        let report = context.terminal.during("backing up", Unit::Bytes, &sample, || backup.run(&cancel))?;
-        let took = began.elapsed();
-        for warning in &report.warnings {
-            context.terminal.warn(warning);
         }
-        for (disk, ranges) in &report.unreadable {
-            context.terminal.warn(format_args!("disk {disk}: could not be read: {}", output::ranges(ranges)));
-        }
-        let summary = Summary { report: &report, progress: &progress, took, is_dry: self.dry_run };
-        context.print(summary.object(), &summary.text())
     }
 }
 

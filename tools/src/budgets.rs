@@ -24,7 +24,7 @@ impl Budgets {
 }
 
 /// Parses a number of bytes: digits and perhaps one of K, M, G, T, also written KiB and so on, which count in 1024s.
-fn parse_size(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (digits, unit) = text.split_at_checked(split).unwrap_or((text, ""));
     let shift = match unit.strip_suffix("iB").filter(|prefix| !prefix.is_empty()).unwrap_or(unit) {

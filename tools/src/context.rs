@@ -7,7 +7,7 @@ use crate::credential;
 use crate::environment;
 use crate::exit::{Failure, Result, describe, wrong_use};
 use crate::output::Output;
-use crate::settings::{Globals, Settings};
+use crate::settings::{Globals, Opener, Settings};
 use crate::terminal::Terminal;
 use coffer_repo::backend::Backend;
 use coffer_repo::backend::local::Local;
@@ -16,6 +16,8 @@ use coffer_repo::descriptor;
 use coffer_repo::entropy::{Entropy, System};
 use coffer_repo::index::{Index, IndexOptions};
 use coffer_repo::point::PointName;
+use coffer_repo::protection::Protected;
+use coffer_repo::reader::{Reader, ReaderOptions, Remedy};
 use coffer_repo::repository::Repository;
 use coffer_repo::snapshot::{Disk, Snapshot};
 use coffer_repo::{Error, Kind};
@@ -47,7 +49,12 @@ impl Context {
 
     /// Opens the repository.
     pub(crate) fn open(&self) -> Result<Arc<Repository>> {
-        let path = local_path(self.settings.location()?)?;
+        self.open_at(self.settings.location()?, &self.settings.opener)
+    }
+
+    /// Opens another repository.
+    pub(crate) fn open_at(&self, location: &str, opener: &Opener) -> Result<Arc<Repository>> {
+        let path = local_path(location)?;
         let backend: Arc<dyn Backend> = Arc::new(Local::open(&path).map_err(|e| match e.kind() {
             Kind::NotFound => e.within("there is no repository; 'coffer init' makes one"),
             _ => e,
@@ -57,7 +64,7 @@ impl Context {
             let why = format!("{} is not a Coffer repository; 'coffer init' makes one", path.display());
             return Err(Error::not_found(why).into());
         }
-        let credential = credential::obtain(&self.settings.opener)?;
+        let credential = credential::obtain(opener)?;
         Ok(Arc::new(Repository::open(backend, &credential, entropy())?))
     }
 
@@ -75,6 +82,15 @@ impl Context {
         Ok(choose(name, &self.points(repo)?)?.clone())
     }
 
+    /// Which points are protected. Damaged notes are warned of.
+    pub(crate) fn protected(&self, repo: &Repository) -> Result<Protected> {
+        let protected = repo.protected()?;
+        for (name, error) in &protected.damaged {
+            self.terminal.warn(format_args!("{name} is damaged; it may protect a point: {}", describe(error)));
+        }
+        Ok(protected)
+    }
+
     /// Holds a point against removal while it is read.
     pub(crate) fn pin(&self, repo: &Arc<Repository>, snapshot: &Snapshot, purpose: &str) -> Result<Arc<Pin>> {
         let pin = repo.pin(snapshot, purpose, &environment::identity(), environment::now()?)?;
@@ -82,6 +98,18 @@ impl Context {
             self.terminal.notice(warning);
         }
         Ok(Arc::new(pin))
+    }
+
+    /// What reads disks, and warns of each pack that it can only read by its parity. What was healed is worth no word.
+    pub(crate) fn reader(&self, repo: &Arc<Repository>, options: ReaderOptions) -> Result<Arc<Reader>> {
+        let reader = Reader::new(Arc::clone(repo), options)?;
+        let terminal = Arc::clone(&self.terminal);
+        reader.on_damage(move |pack, remedy| {
+            if remedy == Remedy::Parity {
+                terminal.warn(format_args!("{pack} is damaged and was read by its parity; 'coffer heal' replaces it"));
+            }
+        });
+        Ok(reader)
     }
 
     /// This machine's index of the repository, in step with it.
@@ -129,6 +157,28 @@ pub(crate) fn choose<'a>(name: &PointName, points: &'a [Snapshot]) -> Result<&'a
 /// The disk of a point that is meant.
 pub(crate) fn choose_disk<'a>(name: &PointName, snapshot: &'a Snapshot) -> Result<&'a Disk> {
     name.find_disk(snapshot).map_err(misnamed)
+}
+
+/// Names of points where no disk can be meant.
+pub(crate) fn whole_points(names: &[String]) -> Result<Vec<PointName>> {
+    let points = names.iter().map(|name| PointName::parse(name)).collect::<coffer_repo::Result<Vec<_>>>();
+    let points = points.map_err(misnamed)?;
+    match points.iter().any(|point| point.disk.is_some() || point.path.is_some()) {
+        true => Err(wrong_use("this is done to whole points: name them without :DISK")),
+        false => Ok(points),
+    }
+}
+
+/// Those of these points that are meant, each once.
+pub(crate) fn choose_all<'a>(names: &[PointName], points: &'a [Snapshot]) -> Result<Vec<&'a Snapshot>> {
+    let mut chosen: Vec<&Snapshot> = Vec::new();
+    for name in names {
+        let found = choose(name, points)?;
+        if !chosen.iter().any(|other| other.id() == found.id()) {
+            chosen.push(found);
+        }
+    }
+    Ok(chosen)
 }
 
 fn misnamed(error: Error) -> Failure {

@@ -75,6 +75,7 @@ pub(crate) fn describe(error: &Error) -> String {
         | Kind::Retained
         | Kind::Full
         | Kind::Unavailable
+        | Kind::Overtaken
         | Kind::Cancelled
         | Kind::Unsupported
         | Kind::Invalid => line,

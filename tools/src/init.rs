@@ -26,8 +26,18 @@ pub(crate) struct Arguments {
     #[arg(long)]
     label: Option<String>,
 
+    /// Whether 6 % more is stored for every pack, with which small damage to it is repaired when it is read
+    #[arg(long, value_enum, default_value_t = Switch::On)]
+    parity: Switch,
+
     #[command(flatten)]
     credential: NewCredential,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Switch {
+    On,
+    Off,
 }
 
 impl Arguments {
@@ -48,6 +58,7 @@ impl Arguments {
             disk: DiskParams::default(),
             stream: StreamParams::default(),
             aead: Aead::preferred(),
+            parity: self.parity == Switch::On,
         };
         let repo = Repository::init(Arc::new(Local::create(&path)?), options, entropy)?;
         file.keep();
@@ -56,7 +67,7 @@ impl Arguments {
             "Made repository {id} at {location}.\n\
              Whoever loses every passphrase and key file loses every backup in it: keep one elsewhere.\n"
         );
-        context.print(json!({ "id": id, "location": location }), &text)
+        context.print(json!({ "id": id, "location": location, "parity": repo.wants_parity() }), &text)
     }
 }
 

@@ -20,11 +20,14 @@ mod diff;
 mod environment;
 mod exit;
 mod forget;
+mod gc;
+mod heal;
 mod init;
 mod key;
 mod manpages;
 mod mount;
 mod output;
+mod protect;
 mod restore;
 mod serve;
 mod settings;
@@ -78,6 +81,10 @@ enum Command {
     Serve(serve::Arguments),
     Verify(verify::Arguments),
     Forget(forget::Arguments),
+    Protect(protect::Protect),
+    Unprotect(protect::Unprotect),
+    Gc(gc::Arguments),
+    Heal(heal::Arguments),
     Key(key::Arguments),
     Completions(completions::Arguments),
     Manpages(manpages::Arguments),
@@ -107,6 +114,10 @@ impl Command {
             Command::Serve(arguments) => arguments.run(context),
             Command::Verify(arguments) => arguments.run(context),
             Command::Forget(arguments) => arguments.run(context),
+            Command::Protect(arguments) => arguments.run(context),
+            Command::Unprotect(arguments) => arguments.run(context),
+            Command::Gc(arguments) => arguments.run(context),
+            Command::Heal(arguments) => arguments.run(context),
             Command::Key(arguments) => arguments.run(context),
             Command::Completions(arguments) => arguments.run(),
             Command::Manpages(arguments) => arguments.run(),

@@ -6,7 +6,6 @@ use crate::environment;
 use crate::exit::{Result, describe};
 use crate::signal;
 use coffer_mount::{Detached, MountOptions, Report, RepositoryCatalog, Session};
-use coffer_repo::reader::Reader;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -30,7 +29,7 @@ impl Arguments {
         let repo = context.open()?;
         let terminal = Arc::clone(&context.terminal);
         let report: Report = Arc::new(move |error| terminal.notice(describe(error)));
-        let reader = Reader::new(Arc::clone(&repo), self.budgets.reader_options())?;
+        let reader = context.reader(&repo, self.budgets.reader_options())?;
         let started = environment::now()?;
         // A clock that is set to nonsense meanwhile is no reason to end a mount.
         let clock = Arc::new(move || environment::now().unwrap_or(started));

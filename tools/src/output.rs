@@ -9,7 +9,9 @@
 use crate::exit::{Failure, Result};
 use coffer_mover::range_list::RangeList;
 use coffer_repo::Error;
+use coffer_repo::protection::{Protected, Protection};
 use coffer_repo::snapshot::Snapshot;
+use coffer_repo::time::Timestamp;
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Value, json};
 use std::io::{self, Write};
@@ -121,6 +123,23 @@ pub(crate) fn snapshot(snapshot: &Snapshot) -> Value {
         "stored_bytes": snapshot.stats.new_stored,
         "disks": disks,
     })
+}
+
+/// The same with what protects it from being forgotten.
+pub(crate) fn point(snapshot: &Snapshot, protected: &Protected) -> Value {
+    let notes = protected.of(snapshot.id());
+    let mut object = self::snapshot(snapshot);
+    object["protected"] = (!notes.is_empty()).into();
+    let note = |note: &Protection| {
+        json!({
+            "note": note.record.to_string(),
+            "reason": note.reason,
+            "time": note.time.map(|time| time.to_string()),
+            "time_seconds": note.time.map(Timestamp::seconds),
+        })
+    };
+    object["protections"] = notes.iter().map(note).collect();
+    object
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use coffer_mover::image_format::ImageFormat;
 use coffer_mover::restore::{RestoreOptions, RestoreProgress, RestoreReport, restore};
 use coffer_mover::target::{self, RestoredDisk, Space, TargetOptions};
 use coffer_repo::point::PointName;
-use coffer_repo::reader::{Reader, ReaderOptions};
+use coffer_repo::reader::ReaderOptions;
 use coffer_repo::{Error, Kind};
 use serde_json::json;
 use std::sync::atomic::Ordering;
@@ -39,7 +39,7 @@ pub(crate) struct Arguments {
     #[arg(long)]
     force: bool,
 
-    /// Restore as zeroes what could not be read when the backup was made, and name it
+    /// Restore as zeroes what could not be read when the backup was made or is damaged now, and name it
     #[arg(long)]
     keep_going: bool,
 
@@ -67,8 +67,9 @@ impl Arguments {
         let disk = choose_disk(&self.point, &snapshot)?;
         let cancel = signal::cancel(&context.terminal)?;
         let pin = context.pin(&repo, &snapshot, "restore")?;
-        let reader = Reader::new(repo, ReaderOptions::default())?;
+        let reader = context.reader(&repo, ReaderOptions::default())?;
         let device = SnapshotDevice::new(reader.disk(&snapshot, &disk.name)?, Some(pin));
+        let device = if self.keep_going { device.salvaged() } else { device };
 
         let restored = RestoredDisk { snapshot: snapshot.id(), name: disk.name.clone(), size: disk.size };
         let options = TargetOptions {

@@ -11,7 +11,6 @@ use coffer_repo::Error;
 use coffer_repo::catalog::Pin;
 use coffer_repo::id::SnapshotId;
 use coffer_repo::point::PointName;
-use coffer_repo::reader::Reader;
 use std::collections::HashMap;
 use std::net::ToSocketAddrs;
 use std::path::PathBuf;
@@ -92,7 +91,7 @@ impl Nbd {
     fn exports(&self, context: &Context) -> Result<Arc<Exports>> {
         let repo = context.open()?;
         let points = context.points(&repo)?;
-        let reader = Reader::new(Arc::clone(&repo), self.budgets.reader_options())?;
+        let reader = context.reader(&repo, self.budgets.reader_options())?;
         let exports = Exports::new();
         let mut pins: HashMap<SnapshotId, Arc<Pin>> = HashMap::new();
         for spec in &self.exports {

@@ -4,6 +4,7 @@ use crate::context::{Context, choose_disk};
 use crate::exit::Result;
 use crate::output::{self, size};
 use coffer_repo::point::PointName;
+use coffer_repo::protection::Protection;
 use coffer_repo::snapshot::Disk;
 
 /// Show one point
@@ -18,6 +19,7 @@ impl Arguments {
     pub(crate) fn run(&self, context: &Context) -> Result<()> {
         let repo = context.open()?;
         let mut snapshot = context.find(&repo, &self.point)?;
+        let protected = context.protected(&repo)?;
         if self.point.disk.is_some() {
             snapshot.disks = vec![choose_disk(&self.point, &snapshot)?.clone()];
         }
@@ -29,6 +31,7 @@ impl Arguments {
             ("workload", snapshot.workload.clone()),
             ("time", snapshot.time().to_string()),
             ("tags", snapshot.tags.join(", ")),
+            ("protected", protected.of(snapshot.id()).iter().map(protection).collect::<Vec<_>>().join("; ")),
             ("made by", format!("{}@{} with {}", identity.user, identity.host, identity.program)),
             ("parents", parents.join(", ")),
             ("read", size(stats.read)),
@@ -40,8 +43,13 @@ impl Arguments {
         let rows = facts.into_iter().filter(|(_, fact)| !fact.is_empty());
         let facts: String = rows.map(|(name, fact)| format!("{name:9} {fact}\n")).collect();
         let disks = output::table(&["disk", "size", "block", "unreadable"], 1, snapshot.disks.iter().map(row));
-        context.print(output::snapshot(&snapshot), &format!("{facts}\n{disks}"))
+        context.print(output::point(&snapshot, &protected), &format!("{facts}\n{disks}"))
     }
+}
+
+fn protection(note: &Protection) -> String {
+    let reason = note.reason.as_deref().unwrap_or("yes");
+    note.time.map_or_else(|| reason.to_owned(), |time| format!("{reason} (since {time})"))
 }
 
 fn row(disk: &Disk) -> Vec<String> {

@@ -9,9 +9,13 @@ use crate::Kind;
 /// What a server sends for an error of `kind`.
 pub(crate) fn from_kind(kind: Kind) -> u32 {
     match kind {
-        Kind::Corrupt | Kind::NotFound | Kind::WrongKey | Kind::Unavailable | Kind::Locked | Kind::Internal => {
-            errno::EIO
-        }
+        Kind::Corrupt
+        | Kind::NotFound
+        | Kind::WrongKey
+        | Kind::Unavailable
+        | Kind::Overtaken
+        | Kind::Locked
+        | Kind::Internal => errno::EIO,
         Kind::Retained => errno::EPERM,
         Kind::Full => errno::ENOSPC,
         Kind::Cancelled => errno::ESHUTDOWN,

@@ -39,7 +39,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
@@ -307,7 +307,7 @@ impl Acceptor {
                 counters.open_connections.fetch_add(1, Ordering::Relaxed);
                 // How a connection ended is the client's affair; errors of devices were reported where they happened.
                 let _ = match accepted {
-                    Accepted::Unix(s) => converse(UnixStream::from_std(s), lane, &services, stopped).await,
+                    Accepted::Unix(s) => converse(listener::tuned_local(s), lane, &services, stopped).await,
                     Accepted::Tcp(s) => converse(listener::tuned(s), lane, &services, stopped).await,
                 };
                 counters.open_connections.fetch_sub(1, Ordering::Relaxed);

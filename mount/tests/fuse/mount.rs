@@ -137,7 +137,7 @@ fn shows_names_sizes_and_times() {
     let device = disk.dev();
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
     let read_ahead = fs::read_to_string(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb")).unwrap();
-    assert_eq!(read_ahead.trim(), "1024");
+    assert_eq!(read_ahead.trim(), "4096");
 
     let missing = fs::metadata(mounted.path("web/2026-11-21T02-00-00Z/sdb.raw")).unwrap_err();
     assert_eq!(missing.kind(), ErrorKind::NotFound);

@@ -68,6 +68,7 @@ impl Bench {
             disk: DiskParams { window: WINDOW.into(), ..DiskParams::default() },
             stream: StreamParams::default(),
             aead: Aead::preferred(),
+            parity: false,
         };
         let backend = Arc::<Memory>::clone(&store);
         let repo = Arc::new(Repository::init(backend, options, Arc::new(Seeded::new(11))).unwrap());

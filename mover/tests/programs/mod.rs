@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -47,7 +48,8 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts `program` and waits until `socket` is there.
+    /// Starts `program`, which takes one client after another at `socket`, and waits until it does: that the socket is there
+    /// tells only that it was bound.
     pub(crate) fn start(program: &str, arguments: &[&str], socket: &Path) -> Server {
         let child = Command::new(program)
             .args(arguments)
@@ -57,7 +59,7 @@ impl Server {
             .unwrap_or_else(|e| panic!("{program}: {e}"));
         let mut server = Server { child, socket: socket.to_owned() };
         let mut patience = 6000;
-        while !socket.exists() {
+        while UnixStream::connect(socket).is_err() {
             patience -= 1;
             assert!(patience > 0, "{program} {arguments:?} does not listen");
             if let Some(status) = server.child.try_wait().unwrap() {

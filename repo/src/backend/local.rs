@@ -157,7 +157,9 @@ impl Local {
         if e.kind() == io::ErrorKind::UnexpectedEof {
             return Error::corrupt(format!("'{name}' in {} ended early, after offset {offset}", self.path.display()));
         }
-        self.error(&format!("reading at offset {offset} of"), name, e)
+        let is_worn_out = e.raw_os_error() == Some(Errno::IO.raw_os_error());
+        let error = self.error(&format!("reading at offset {offset} of"), name, e);
+        if is_worn_out { error.with_kind(Kind::Corrupt).within("the disk beneath cannot read it") } else { error }
     }
 }
 
@@ -511,6 +513,13 @@ mod tests {
             assert_eq!(local.get_range("a", 90, &mut out).unwrap_err().kind(), Kind::Corrupt);
         }
         local.get_range("a", 85, &mut out).unwrap();
+    }
+
+    #[test]
+    fn a_sector_that_the_disk_gave_up_on_is_damage_and_other_troubles_may_pass() {
+        let (_folder, local) = store();
+        let kind = |errno: Errno| local.read_error("a", 90, errno.into()).kind();
+        assert_eq!((kind(Errno::IO), kind(Errno::NFILE)), (Kind::Corrupt, Kind::Unavailable));
     }
 
     #[test]

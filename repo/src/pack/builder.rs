@@ -8,11 +8,12 @@ use super::contents::{self, Entry, FOOTER_LEN, Footer};
 use super::header::{self, PackHeader};
 use super::name;
 use crate::crypto::{Aead, Codec, FrameAt, FrameKey, PackKey, SIGNATURE_LEN, TAG_LEN};
-use crate::entropy::{Entropy, fresh};
+use crate::entropy::Entropy;
 use crate::error::{Error, Result};
 use crate::id::{PackUid, SignerId};
 use crate::keys::Keys;
 use crate::location::{Location, PackKind, Stored};
+use crate::session::SessionTag;
 
 /// What a pack is to be.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +24,8 @@ pub struct PackOptions {
     pub aead: Aead,
     /// Bytes of frames the caller means to put in, for one allocation instead of several. No limit.
     pub target_len: usize,
+    /// The session that makes it, which its uid tells.
+    pub session: SessionTag,
 }
 
 /// A pack being filled.
@@ -59,8 +62,8 @@ impl PackBuilder {
     /// Begins a pack: draws its uid and, for data, its key, seals that to the newest data public key, and signs the header.
     /// `buffer` is what the pack is built in: an empty one, or one whose memory is used again.
     pub fn new(keys: &Keys, options: PackOptions, buffer: Vec<u8>, entropy: &dyn Entropy) -> Result<Self> {
-        let PackOptions { kind, aead, target_len } = options;
-        let uid = PackUid(fresh(entropy)?);
+        let PackOptions { kind, aead, target_len, session } = options;
+        let uid = session.draw(entropy)?;
         let mut header = PackHeader {
             kind,
             aead,
@@ -74,9 +77,10 @@ impl PackBuilder {
         let frame_key = match kind {
             PackKind::Data => {
                 let key = PackKey::generate(entropy)?;
-                header.key_epoch = keys.data_epoch();
+                let (epoch, public) = keys.data_key();
+                header.key_epoch = epoch;
                 header.commitment = key.commitment();
-                header.slots.push(key.wrap(&keys.data_public(), uid, header.repo, entropy)?);
+                header.slots.push(key.wrap(&public, uid, header.repo, entropy)?);
                 FrameKey::new(aead, key.secret())?
             }
             PackKind::Tree => keys.tree_pack_key(uid, aead)?,
@@ -128,6 +132,12 @@ impl PackBuilder {
     #[must_use]
     pub fn len(&self) -> usize {
         self.bytes.len()
+    }
+
+    /// Whether it is time to close it: `target` bytes, or as many frames as a pack should have.
+    #[must_use]
+    pub fn is_full(&self, target: usize) -> bool {
+        self.bytes.len() >= target || self.entries.len() >= super::MOST_FRAMES
     }
 
     /// Whether there is no frame yet.

@@ -26,6 +26,10 @@ use crate::location::{Location, PackKind};
 
 use contents::FOOTER_LEN;
 
+/// Frames after which a writer closes a pack, however small they are: a table of contents then stays below 1 MiB, and so does
+/// what whoever looks one frame up has to read.
+pub const MOST_FRAMES: usize = 16_384;
+
 /// What the first read of a header fetches: all of it where there is one recipient. Every valid pack is longer.
 const HEADER_READ: usize = 292;
 /// What the read of a table of contents fetches from the pack's end: the table of 5,000 frames, more than packs of the

@@ -8,13 +8,14 @@ use crate::error::Kind;
 use crate::id::{ChunkId, NodeId};
 use crate::location::Stored;
 use crate::seal::{Compressor, Decompressor};
+use crate::session::SessionTag;
 
 fn keys() -> Keys {
     Keys::generate(crate::id::RepoId([5; 16]), &Seeded::new(1)).unwrap()
 }
 
 fn options(kind: PackKind) -> PackOptions {
-    PackOptions { kind, aead: Aead::Aes256Gcm, target_len: 4096 }
+    PackOptions { kind, aead: Aead::Aes256Gcm, target_len: 4096, session: SessionTag::default() }
 }
 
 /// A pack of three frames: one compressed, one as it is, one of a single byte.
@@ -254,6 +255,6 @@ fn the_bytes_of_a_known_pack() {
     assert_eq!(pack.bytes.len(), 192 + (5 + 16) + (6 + 16) + (2 * 48 + 16) + 64);
     assert_eq!(
         blake3::hash(&pack.bytes).to_hex().as_str(),
-        "fd3dc5849d7e44c8019d74e2de0440acf91dccca6f698a9637df503e43df0156"
+        "80fa1f227bcd8738d31e888dcff5bd9f54fc6a429226764c32ae4318d5b3278b"
     );
 }

@@ -1,14 +1,15 @@
 //! Fetches chunks: one GET for neighbours in one pack, then open, decompress, check, and keep.
 //!
-//! Not here: which chunks a range of a disk needs. What holds: a chunk enters the cache only after its frame was authenticated
-//! and its id checked; a chunk that several callers miss at once is fetched by one of them; a failure fails the chunks it
-//! struck and no others, and is not remembered.
+//! Not here: which chunks a range of a disk needs, and where else a chunk may lie ([`crate::detour`]). What holds: a chunk
+//! enters the cache only after its frame was authenticated and its id checked; a chunk that several callers miss at once is
+//! fetched into the cache by one of them; a failure fails the chunks it struck and no others, and is not remembered.
 
 use crate::cache::Weighed;
+use crate::detour::Detours;
 use crate::disk_map::{Hint, LeafContent, LeafEntry};
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, PackUid};
-use crate::location::{Location, PackKind};
+use crate::location::{Location, PackKind, Stored};
 use crate::nodes::missing_is_corrupt;
 use crate::pack::OpenPack;
 use crate::repository::Repository;
@@ -67,24 +68,27 @@ pub(crate) fn runs(wants: &[Want]) -> Vec<Range<usize>> {
 /// What a thread that fetches keeps for itself.
 pub(crate) struct Scratch {
     sealed: Vec<u8>,
-    plain: Vec<u8>,
     decompressor: Decompressor,
 }
 
 impl Scratch {
     pub(crate) fn new() -> Result<Self> {
-        Ok(Scratch { sealed: Vec::new(), plain: Vec::new(), decompressor: Decompressor::new()? })
+        Ok(Scratch { sealed: Vec::new(), decompressor: Decompressor::new()? })
     }
 }
 
-type Chunks = Cache<ChunkId, Arc<[u8]>, Weighed>;
+/// A chunk's bytes, shared by the cache and those who read them. A `Vec`, since bytes are expanded into it in place; an
+/// `Arc<[u8]>` would take a copy.
+pub(crate) type Chunk = Arc<Vec<u8>>;
+
+type Chunks = Cache<ChunkId, Chunk, Weighed>;
 type Guard<'a> = PlaceholderGuard<
     'a,
     ChunkId,
-    Arc<[u8]>,
+    Chunk,
     Weighed,
     quick_cache::DefaultHashBuilder,
-    quick_cache::sync::DefaultLifecycle<ChunkId, Arc<[u8]>>,
+    quick_cache::sync::DefaultLifecycle<ChunkId, Chunk>,
 >;
 
 /// The chunk cache and what fills it.
@@ -92,21 +96,23 @@ pub(crate) struct Fetcher {
     repo: Arc<Repository>,
     chunks: Chunks,
     packs: Cache<PackUid, Arc<OpenPack>>,
+    detours: Arc<Detours>,
 }
 
 impl Fetcher {
-    pub(crate) fn new(repo: Arc<Repository>, cache_bytes: u64) -> Self {
-        Fetcher { repo, chunks: crate::cache::weighed(cache_bytes, 64 << 10), packs: Cache::new(OPEN_PACKS) }
+    pub(crate) fn new(repo: Arc<Repository>, cache_bytes: u64, detours: Arc<Detours>) -> Result<Self> {
+        let chunks = crate::cache::weighed(cache_bytes, 64 << 10)?;
+        Ok(Fetcher { repo, chunks, packs: Cache::new(OPEN_PACKS), detours })
     }
 
     /// A chunk that is in memory.
-    pub(crate) fn cached(&self, want: &Want) -> Option<Arc<[u8]>> {
+    pub(crate) fn cached(&self, want: &Want) -> Option<Chunk> {
         self.chunks.get(&want.id).filter(|chunk| chunk.len() == want.at.raw_len as usize)
     }
 
     /// One answer per want, in order.
-    pub(crate) fn fetch(&self, wants: &[Want], scratch: &mut Scratch) -> Vec<Result<Arc<[u8]>>> {
-        let mut answers: HashMap<ChunkId, Result<Arc<[u8]>>> = HashMap::with_capacity(wants.len());
+    pub(crate) fn fetch(&self, wants: &[Want], scratch: &mut Scratch) -> Vec<Result<Chunk>> {
+        let mut answers: HashMap<ChunkId, Result<Chunk>> = HashMap::with_capacity(wants.len());
         let (mut ours, mut elsewhere): (Vec<(Want, Guard<'_>)>, Vec<Want>) = (Vec::new(), Vec::new());
         for want in wants {
             if answers.contains_key(&want.id) || ours.iter().any(|(w, _)| w.id == want.id) {
@@ -118,12 +124,12 @@ impl Fetcher {
                 GuardResult::Timeout => elsewhere.push(*want),
             }
         }
-        let taken: Vec<Want> = ours.iter().map(|(w, _)| *w).collect();
-        let mut guards = ours.into_iter().map(|(_, guard)| guard);
+        let taken: Vec<Want> = ours.iter().map(|(want, _)| self.where_now(want)).collect();
+        let mut ours = ours.into_iter();
         for run in runs(&taken) {
-            let run = taken.get(run).unwrap_or_default();
-            let got = self.read_run(run, scratch);
-            for ((want, chunk), guard) in run.iter().zip(got).zip(&mut guards) {
+            let got = self.read_run(taken.get(run).unwrap_or_default(), scratch);
+            for (chunk, (want, guard)) in got.into_iter().zip(&mut ours) {
+                let chunk = chunk.or_else(|e| self.read_instead(&want, e, scratch));
                 if let Ok(chunk) = &chunk {
                     // The guard may have lost its place to an eviction; the chunk is handed out all the same.
                     let _ = guard.insert(Arc::clone(chunk));
@@ -135,10 +141,10 @@ impl Fetcher {
         for want in elsewhere {
             let chunk = match self.chunks.get_value_or_guard(&want.id, None) {
                 GuardResult::Value(chunk) => Ok(chunk),
-                GuardResult::Guard(guard) => self.read_one(&want, scratch).inspect(|chunk| {
+                GuardResult::Guard(guard) => self.read_anywhere(&want, scratch).inspect(|chunk| {
                     let _ = guard.insert(Arc::clone(chunk));
                 }),
-                GuardResult::Timeout => self.read_one(&want, scratch),
+                GuardResult::Timeout => self.read_anywhere(&want, scratch),
             };
             answers.insert(want.id, chunk);
         }
@@ -151,40 +157,81 @@ impl Fetcher {
         wants.iter().map(answer).collect()
     }
 
-    fn read_one(&self, want: &Want, scratch: &mut Scratch) -> Result<Arc<[u8]>> {
+    /// Expands each chunk into its place, past the cache. One answer per want, in order; the place of one that failed is
+    /// undefined, and nothing was tried to get it from elsewhere.
+    pub(crate) fn expand(&self, wants: &[Want], places: &mut [&mut [u8]], scratch: &mut Scratch) -> Vec<Result<()>> {
+        let taken: Vec<Want> = wants.iter().map(|want| self.where_now(want)).collect();
+        let mut places = places.iter_mut();
+        let mut done = Vec::with_capacity(wants.len());
+        for run in runs(&taken) {
+            let (run, places) = (taken.get(run.clone()).unwrap_or_default(), places.by_ref().take(run.len()));
+            match self.read_sealed(run, scratch) {
+                Ok(pack) => {
+                    let mut places = places;
+                    done.extend(open_frames(&pack, run, scratch, |pack, want, frame, decompressor| {
+                        let place = places.next().ok_or_else(|| Error::internal("a chunk without a place"))?;
+                        let (codec, bytes) = pack.open_frame(&want.at, frame)?;
+                        decompressor.decompress_into(codec, bytes, place)?;
+                        self.check(want, place)
+                    }));
+                }
+                Err(e) => done.extend(places.map(|_| Err(e.duplicate()))),
+            }
+        }
+        done
+    }
+
+    /// The same chunk at the place where reading is likely to find it.
+    fn where_now(&self, want: &Want) -> Want {
+        Want { id: want.id, at: self.detours.shortcut(&Stored::Chunk(want.id), &want.at) }
+    }
+
+    fn read_anywhere(&self, want: &Want, scratch: &mut Scratch) -> Result<Chunk> {
+        self.read_one(&self.where_now(want), scratch).or_else(|e| self.read_instead(want, e, scratch))
+    }
+
+    /// The chunk from elsewhere, since where it was looked for it failed with `e`.
+    fn read_instead(&self, want: &Want, e: Error, scratch: &mut Scratch) -> Result<Chunk> {
+        let open = &mut |pack: &OpenPack, at: &Location, sealed: &mut [u8]| {
+            self.open(pack, &Want { id: want.id, at: *at }, sealed, &mut scratch.decompressor)
+        };
+        self.detours.instead(&Stored::Chunk(want.id), &want.at, e, open).map(|(chunk, _)| chunk)
+    }
+
+    /// As [`Fetcher::read_run`] of one.
+    fn read_one(&self, want: &Want, scratch: &mut Scratch) -> Result<Chunk> {
         self.read_run(std::slice::from_ref(want), scratch).pop().unwrap_or_else(|| Err(Error::internal("no answer")))
     }
 
     /// Reads chunks that lie end to end in one pack.
-    fn read_run(&self, run: &[Want], scratch: &mut Scratch) -> Vec<Result<Arc<[u8]>>> {
+    fn read_run(&self, run: &[Want], scratch: &mut Scratch) -> Vec<Result<Chunk>> {
         match self.read_sealed(run, scratch) {
-            Ok(pack) => {
-                let Scratch { sealed, plain, decompressor } = scratch;
-                let mut rest = sealed.as_mut_slice();
-                let mut open = |want: &Want| -> Result<Arc<[u8]>> {
-                    let (frame, after) = std::mem::take(&mut rest)
-                        .split_at_mut_checked(want.at.stored_len as usize)
-                        .ok_or_else(|| Error::internal("a run shorter than its frames"))?;
-                    rest = after;
-                    let (codec, bytes) = pack.open_frame(&want.at, frame)?;
-                    decompressor.decompress(codec, bytes, want.at.raw_len, plain).map_err(|e| place(e, want))?;
-                    if self.repo.keys().id_key().chunk_id(plain) != want.id {
-                        return Err(place(
-                            Error::corrupt(format!("the bytes are not those of chunk {}", want.id)),
-                            want,
-                        ));
-                    }
-                    Ok(Arc::from(plain.as_slice()))
-                };
-                run.iter().map(&mut open).collect()
-            }
+            Ok(pack) => open_frames(&pack, run, scratch, |pack, want, frame, decompressor| {
+                self.open(pack, want, frame, decompressor)
+            }),
             // One damaged spot must not take its neighbours along.
             Err(_) if run.len() > 1 => run.iter().map(|want| self.read_one(want, scratch)).collect(),
             Err(e) => run.iter().map(|want| Err(place(missing_is_corrupt(e.duplicate()), want))).collect(),
         }
     }
 
-    /// Fills the scratch buffer with the run's frames.
+    /// The chunk in `frame`, which lies where `want` says, if it is the one that is wanted.
+    fn open(&self, pack: &OpenPack, want: &Want, frame: &mut [u8], decompressor: &mut Decompressor) -> Result<Chunk> {
+        let (codec, bytes) = pack.open_frame(&want.at, frame)?;
+        let mut plain = Vec::new();
+        decompressor.decompress(codec, bytes, want.at.raw_len, &mut plain).map_err(|e| place(e, want))?;
+        self.check(want, &plain)?;
+        Ok(Arc::new(plain))
+    }
+
+    fn check(&self, want: &Want, plain: &[u8]) -> Result<()> {
+        match self.repo.keys().id_key().chunk_id(plain) == want.id {
+            true => Ok(()),
+            false => Err(place(Error::corrupt(format!("the bytes are not those of chunk {}", want.id)), want)),
+        }
+    }
+
+    /// Fills the start of the scratch buffer with the run's frames.
     fn read_sealed(&self, run: &[Want], scratch: &mut Scratch) -> Result<Arc<OpenPack>> {
         let (Some(first), Some(last)) = (run.first(), run.last()) else { return Err(Error::internal("an empty run")) };
         let uid = first.at.pack;
@@ -201,11 +248,34 @@ impl Fetcher {
             }
         };
         let len = usize::try_from(last.at.end() - u64::from(first.at.offset)).unwrap_or(usize::MAX);
-        scratch.sealed.resize(len, 0);
+        // Grown once and kept: what lies beyond the run is old bytes that nobody looks at.
+        if scratch.sealed.len() < len {
+            scratch.sealed.resize(len, 0);
+        }
+        let sealed = scratch.sealed.get_mut(..len).unwrap_or_default();
         let name = crate::pack::name(PackKind::Data, uid);
-        self.repo.backend().get_range(&name, u64::from(first.at.offset), &mut scratch.sealed)?;
+        self.repo.backend().get_range(&name, u64::from(first.at.offset), sealed)?;
         Ok(pack)
     }
+}
+
+/// Opens each frame of a run that lies at the start of the scratch buffer.
+fn open_frames<T>(
+    pack: &OpenPack,
+    run: &[Want],
+    scratch: &mut Scratch,
+    mut open: impl FnMut(&OpenPack, &Want, &mut [u8], &mut Decompressor) -> Result<T>,
+) -> Vec<Result<T>> {
+    let Scratch { sealed, decompressor } = scratch;
+    let mut rest = sealed.as_mut_slice();
+    let mut next = |want: &Want| {
+        let (frame, after) = std::mem::take(&mut rest)
+            .split_at_mut_checked(want.at.stored_len as usize)
+            .ok_or_else(|| Error::internal("a run shorter than its frames"))?;
+        rest = after;
+        open(pack, want, frame, decompressor)
+    };
+    run.iter().map(&mut next).collect()
 }
 
 fn place(e: Error, want: &Want) -> Error {

@@ -50,6 +50,7 @@ impl Findings {
                 n => format!("{} (and {n} more)", finding.what),
             },
             hurts: Vec::new(),
+            remedy: None,
         };
         self.lock().iter().map(problem).collect()
     }

@@ -106,7 +106,7 @@ impl<'a> Blame<'a> {
         let mut sound = true;
         for (entry, want) in leaf.entries.iter().filter_map(|e| Some((e, Want::of(e)?))) {
             let held = self.run.packs.holds(&want, &self.run.findings, disk.scratch, &VerifyProgress::default())?;
-            if !matches!(held, Held::Yes) {
+            if !matches!(held, Held::Yes | Held::ByParity) {
                 let range = base.saturating_add(entry.start_bytes())..base.saturating_add(entry.end_bytes());
                 disk.hurt(pack::name(PackKind::Data, want.at.pack), range);
                 sound = false;

@@ -9,9 +9,11 @@ use super::findings::Findings;
 use crate::cache::Weighed;
 use crate::cancel::Cancel;
 use crate::crypto::TAG_LEN;
+use crate::detour::{Detours, Remedy};
 use crate::error::{Error, Kind, Result};
 use crate::id::PackUid;
 use crate::location::{Location, PackKind, Stored};
+use crate::pace::Pace;
 use crate::pack::{self, OpenPack};
 use crate::reader::Want;
 use crate::repository::Repository;
@@ -30,27 +32,46 @@ const PIECE: u64 = 4 << 20;
 /// What a thread keeps for itself.
 pub(super) struct Scratch {
     sealed: Vec<u8>,
+    expander: Expander,
+}
+
+/// What frames are expanded with, and into.
+struct Expander {
     plain: Vec<u8>,
     decompressor: Decompressor,
 }
 
 impl Scratch {
     pub(super) fn new() -> Result<Self> {
-        Ok(Scratch { sealed: Vec::new(), plain: Vec::new(), decompressor: Decompressor::new()? })
+        let expander = Expander { plain: Vec::new(), decompressor: Decompressor::new()? };
+        Ok(Scratch { sealed: Vec::new(), expander })
     }
 }
 
 /// Whether a chunk can be read where a leaf says it lies, as far as was looked.
 pub(super) enum Held {
     Yes,
+    /// Yes, in a pack that its parity repairs in memory.
+    ByParity,
     /// No: the damage is filed.
     No,
-    /// No: the pack, sound as it is, lists another frame there or none. Not filed yet.
-    Unlisted(Error),
+    /// No: the pack is not there, or it lists, sound as it is, another frame there or none. Not filed yet.
+    Absent(Error),
+}
+
+/// What came of reading a data pack whole.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sound {
+    Yes,
+    No,
+    /// It was known before to be damaged.
+    NotRead,
 }
 
 /// What is wrong with a data pack.
 enum Damage {
+    /// There is no such pack: a collector removed it, or it is lost.
+    Gone,
     /// The object or its header: the key is gone, and every frame with it.
     Whole,
     /// The table of contents, without which reads go on; each frame is looked at by itself.
@@ -70,6 +91,9 @@ impl<K> Weighter<K, Arc<Table>> for Weighed {
 
 pub(super) struct Packs<'a> {
     repo: &'a Repository,
+    detours: &'a Detours,
+    pace: &'a Pace,
+    cancel: &'a Cancel,
     tables: Cache<PackUid, Arc<Table>, Weighed>,
     known: Mutex<Known>,
 }
@@ -81,8 +105,9 @@ struct Known {
 }
 
 impl<'a> Packs<'a> {
-    pub(super) fn new(repo: &'a Repository) -> Self {
-        Packs { repo, tables: crate::cache::weighed(TABLES, 48 << 10), known: Mutex::default() }
+    pub(super) fn new(repo: &'a Repository, detours: &'a Detours, pace: &'a Pace, cancel: &'a Cancel) -> Result<Self> {
+        let tables = crate::cache::weighed(TABLES, 48 << 10)?;
+        Ok(Packs { repo, detours, pace, cancel, tables, known: Mutex::default() })
     }
 
     /// Notes that a map leads to this pack; whether that is news.
@@ -99,8 +124,52 @@ impl<'a> Packs<'a> {
         self.known().needed.iter().filter(|(k, _)| *k == kind).map(|(_, uid)| *uid).collect()
     }
 
-    /// Whether the chunk lies in the table of contents of its pack, and not where damage is known.
+    /// Whether the chunk lies in the table of contents of its pack and not where damage is known, or if not, does so elsewhere.
     pub(super) fn holds(
+        &self,
+        want: &Want,
+        findings: &Findings,
+        scratch: &mut Scratch,
+        progress: &VerifyProgress,
+    ) -> Result<Held> {
+        let held = self.holds_there(want, findings, scratch, progress)?;
+        if matches!(held, Held::Yes) {
+            return Ok(held);
+        }
+        let elsewhere = self.detours.search(&Stored::Chunk(want.id), &want.at, &mut |at| match self.holds_there(
+            &Want { id: want.id, at: *at },
+            findings,
+            scratch,
+            progress,
+        )? {
+            Held::Yes => Ok(()),
+            Held::ByParity | Held::No => Err(Error::corrupt("damaged there, too")),
+            Held::Absent(e) => Err(e),
+        });
+        let (held, remedy) = match elsewhere {
+            Ok(Some(())) => (Held::Yes, Remedy::Copies),
+            Err(e) if matches!(e.kind(), Kind::Cancelled | Kind::Internal) => return Err(e),
+            Ok(None) | Err(_) if self.is_mended(want, scratch)? => (Held::ByParity, Remedy::Parity),
+            Ok(None) | Err(_) => return Ok(held),
+        };
+        if !matches!(self.known().damaged.get(&want.at.pack), Some(Damage::Gone)) {
+            self.detours.note(PackKind::Data, want.at.pack, remedy);
+        }
+        Ok(held)
+    }
+
+    /// Whether the pack's parity gives the chunk back.
+    fn is_mended(&self, want: &Want, scratch: &mut Scratch) -> Result<bool> {
+        let Some(mended) = self.detours.mended(PackKind::Data, want.at.pack)? else { return Ok(false) };
+        let Some(mut frame) = mended.frame(&want.at) else { return Ok(false) };
+        match self.check_frame(&mended.open, want, &mut frame, &mut scratch.expander) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == Kind::Internal => Err(e),
+            Err(_) => Ok(false),
+        }
+    }
+
+    fn holds_there(
         &self,
         want: &Want,
         findings: &Findings,
@@ -110,6 +179,7 @@ impl<'a> Packs<'a> {
         let table = self.table(want.at.pack, findings, progress)?;
         match self.known().damaged.get(&want.at.pack) {
             None => {}
+            Some(Damage::Gone) => return Ok(Held::Absent(missing(&pack::name(PackKind::Data, want.at.pack)))),
             Some(Damage::Whole) => return Ok(Held::No),
             Some(Damage::Frames(offsets)) if offsets.contains(&want.at.offset) => return Ok(Held::No),
             Some(Damage::Frames(_) | Damage::Table) => {}
@@ -119,7 +189,7 @@ impl<'a> Packs<'a> {
                 let listed = table.0.binary_search_by_key(&want.at.offset, |line| line.at.offset);
                 match listed.ok().and_then(|i| table.0.get(i)) {
                     Some(line) if line == want => Ok(Held::Yes),
-                    _ => Ok(Held::Unlisted(Error::corrupt(format!(
+                    _ => Ok(Held::Absent(Error::corrupt(format!(
                         "{} does not list chunk {} at offset {}, where a disk map leads to it",
                         pack::name(PackKind::Data, want.at.pack),
                         want.id,
@@ -141,7 +211,7 @@ impl<'a> Packs<'a> {
         }
     }
 
-    /// The table of contents of a data pack; `None` after its damage was filed. Header and table count as looked at when they are
+    /// The table of contents of a data pack; `None` after its damage was filed, or noted if it is gone. Header and table count as looked at when they are
     /// needed for the first time.
     fn table(&self, uid: PackUid, findings: &Findings, progress: &VerifyProgress) -> Result<Option<Arc<Table>>> {
         let guard = match self.tables.get_value_or_guard(&uid, None) {
@@ -149,13 +219,19 @@ impl<'a> Packs<'a> {
             GuardResult::Guard(guard) => guard,
             GuardResult::Timeout => return Err(Error::internal("waited for a table of contents, and not long enough")),
         };
-        if matches!(self.known().damaged.get(&uid), Some(Damage::Whole | Damage::Table)) {
+        if matches!(self.known().damaged.get(&uid), Some(Damage::Gone | Damage::Whole | Damage::Table)) {
             return Ok(None);
         }
         let name = pack::name(PackKind::Data, uid);
         if self.need(PackKind::Data, uid) {
             progress.packs.fetch_add(1, Relaxed);
             if let Err(e) = self.repo.pack_header(PackKind::Data, uid) {
+                if e.kind() == Kind::NotFound {
+                    let mut known = self.known();
+                    known.needed.remove(&(PackKind::Data, uid));
+                    known.damaged.insert(uid, Damage::Gone);
+                    return Ok(None);
+                }
                 findings.add(&name, e)?;
                 self.known().damaged.insert(uid, Damage::Whole);
                 return Ok(None);
@@ -179,7 +255,9 @@ impl<'a> Packs<'a> {
     fn read_table(&self, uid: PackUid, progress: &VerifyProgress) -> Result<Table> {
         let (entries, object_len) = pack::read_contents(self.repo.backend(), self.repo.keys(), PackKind::Data, uid)?;
         let end = entries.last().map_or(0, |e| e.location.end());
-        progress.bytes.fetch_add(object_len.saturating_sub(end), Relaxed);
+        let len = object_len.saturating_sub(end);
+        progress.bytes.fetch_add(len, Relaxed);
+        self.pace.take(len, self.cancel)?;
         let line = |entry: &pack::Entry| match entry.stored {
             Stored::Chunk(id) => Ok(Want { id, at: entry.location }),
             Stored::Node(_) => Err(Error::internal("a table of contents with a node in a data pack")),
@@ -209,39 +287,38 @@ impl<'a> Packs<'a> {
         }
     }
 
-    /// Reads a needed data pack from end to end and checks every frame; whether all are sound. A pack whose header or table is
-    /// damaged is not read: what can be said of it was said.
+    /// Reads a needed data pack from end to end and checks every frame; whether header, table and all frames are sound. A pack
+    /// whose header or table is damaged is not read: what can be said of it was said.
     pub(super) fn read_whole(
         &self,
         uid: PackUid,
         findings: &Findings,
         scratch: &mut Scratch,
-        cancel: &Cancel,
         progress: &VerifyProgress,
-    ) -> Result<bool> {
-        let Some(table) = self.table(uid, findings, progress)? else { return Ok(true) };
+    ) -> Result<Sound> {
+        let Some(table) = self.table(uid, findings, progress)? else { return Ok(Sound::NotRead) };
         let name = pack::name(PackKind::Data, uid);
         let open = match self.repo.open_pack(PackKind::Data, uid) {
             Ok(open) => open,
             Err(e) => {
                 findings.add(&name, e)?;
                 self.known().damaged.insert(uid, Damage::Whole);
-                return Ok(false);
+                return Ok(Sound::No);
             }
         };
         let mut damaged = BTreeSet::new();
         for piece in pieces(&table.0) {
-            cancel.check()?;
+            self.pace.take(piece.iter().map(|frame| u64::from(frame.at.stored_len)).sum(), self.cancel)?;
             for (offset, error) in self.read_frames(&open, piece, scratch, progress)? {
                 findings.add(&name, error)?;
                 damaged.insert(offset);
             }
         }
-        let sound = damaged.is_empty();
-        if !sound {
-            self.known().damaged.insert(uid, Damage::Frames(damaged));
+        if damaged.is_empty() {
+            return Ok(Sound::Yes);
         }
-        Ok(sound)
+        self.known().damaged.insert(uid, Damage::Frames(damaged));
+        Ok(Sound::No)
     }
 
     /// Reads frames that lie end to end; those that do not hold what they should, by offset.
@@ -274,27 +351,31 @@ impl<'a> Packs<'a> {
             Err(e) => return Ok(vec![place(e, &first.at)]),
         };
         let mut damaged = Vec::new();
-        let mut rest = scratch.sealed.as_mut_slice();
+        let Scratch { sealed, expander } = scratch;
+        let mut rest = sealed.as_mut_slice();
         for frame in frames {
             let (sealed, behind) = rest
                 .split_at_mut_checked(frame.at.stored_len as usize)
                 .ok_or_else(|| Error::internal("a piece shorter than its frames"))?;
             rest = behind;
-            let mut check = || -> Result<()> {
-                let (codec, bytes) = open.open_frame(&frame.at, sealed)?;
-                scratch.decompressor.decompress(codec, bytes, frame.at.raw_len, &mut scratch.plain)?;
-                if self.repo.keys().id_key().chunk_id(&scratch.plain) == frame.id {
-                    return Ok(());
-                }
-                Err(Error::corrupt(format!("the bytes are not those of chunk {}", frame.id)))
-            };
-            match check() {
+            match self.check_frame(open, frame, sealed, expander) {
                 Ok(()) => {}
                 Err(e) if e.kind() == Kind::Internal => return Err(e),
                 Err(e) => damaged.push(place(e, &frame.at)),
             }
         }
         Ok(damaged)
+    }
+
+    /// Whether `sealed` is the frame of the chunk.
+    fn check_frame(&self, open: &OpenPack, frame: &Want, sealed: &mut [u8], expander: &mut Expander) -> Result<()> {
+        let (codec, bytes) = open.open_frame(&frame.at, sealed)?;
+        let Expander { plain, decompressor } = expander;
+        decompressor.decompress(codec, bytes, frame.at.raw_len, plain)?;
+        if self.repo.keys().id_key().chunk_id(plain) == frame.id {
+            return Ok(());
+        }
+        Err(Error::corrupt(format!("the bytes are not those of chunk {}", frame.id)))
     }
 
     fn read_singly(
@@ -314,6 +395,10 @@ impl<'a> Packs<'a> {
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn missing(name: &str) -> Error {
+    Error::not_found(format!("{name} does not exist, and a disk map leads to it"))
 }
 
 /// Splits frames that lie end to end into runs of at least one frame and at most [`PIECE`] bytes and a frame.

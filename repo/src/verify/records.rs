@@ -8,24 +8,30 @@ use super::findings::{Findings, foreign};
 use crate::certificate::Certificate;
 use crate::crew::Crew;
 use crate::descriptor::{self, Descriptor};
+use crate::epoch::Epoch;
 use crate::error::{Error, Kind, Result};
 use crate::id::SnapshotId;
 use crate::index_delta::{self, IndexDelta};
 use crate::key_slot;
+use crate::moved::{self, Moved};
+use crate::note::Note;
 use crate::repository::Repository;
 use crate::sealed::ObjectKind;
 use crate::snapshot::{ClaimName, ClaimPart, Condemned, Decision, Forget};
+use crate::verified::{self, Verified};
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Where records lie, tombstones last: what they explain is listed before.
-const PREFIXES: [&str; 9] = [
+const PREFIXES: [&str; 11] = [
     key_slot::PREFIX,
     "writers/",
+    Epoch::PREFIX,
     index_delta::PREFIX,
     "sessions/",
     "snapshots/",
-    "moved/",
-    "notes/",
+    moved::PREFIX,
+    verified::PREFIX,
+    Note::PREFIX,
     Condemned::PREFIX,
     Forget::PREFIX,
 ];
@@ -82,6 +88,10 @@ fn check(repo: &Repository, name: &str) -> Result<()> {
             }
             Ok(())
         }
+        "epochs" => {
+            let number = Epoch::parse_name(name).ok_or_else(|| foreign(name))?;
+            Epoch::decode(number, &record(ObjectKind::Epoch)?.body).map(drop)
+        }
         "index" => {
             if index_delta::parse_name(name).is_none() {
                 return Err(foreign(name));
@@ -97,9 +107,19 @@ fn check(repo: &Repository, name: &str) -> Result<()> {
             Forget::decode(id, &record(ObjectKind::Forget)?.body).map(drop)
         }
         "condemned" => Condemned::decode(&record(ObjectKind::Condemned)?.body).map(drop),
+        "verified" => {
+            let _ = verified::parse_name(name).ok_or_else(|| foreign(name))?;
+            Verified::decode(&record(ObjectKind::Verified)?.body).map(drop)
+        }
         "sessions" => record(ObjectKind::Session).map(drop),
-        "moved" => record(ObjectKind::Moved).map(drop),
-        "notes" => record(ObjectKind::Note).map(drop),
+        "moved" => {
+            let _ = moved::parse_name(name).ok_or_else(|| foreign(name))?;
+            Moved::decode(&record(ObjectKind::Moved)?.body).map(drop)
+        }
+        "notes" => {
+            let _ = Note::parse(name).ok_or_else(|| foreign(name))?;
+            Note::decode(&record(ObjectKind::Note)?.body).map(drop)
+        }
         _ => Err(foreign(name)),
     }
     .map_err(|e| if e.context().contains(name) { e } else { e.within(name) })

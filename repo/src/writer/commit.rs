@@ -5,14 +5,11 @@
 //! put-if-absent, so that a writer that wakes up after a janitor revoked it fails loudly.
 
 use super::Writer;
-use crate::backend::list_sorted;
 use crate::cbor::Map;
 use crate::error::{Error, Kind, Result};
 use crate::id::PackUid;
-use crate::location::PackKind;
-use crate::sealed::ObjectKind;
-use crate::snapshot::{Claim, ClaimKind, ClaimName, ClaimStats, Condemned, Decision, Snapshot};
-use std::collections::{BTreeMap, HashSet};
+use crate::snapshot::{Claim, ClaimKind, ClaimName, ClaimStats, Decision, Snapshot};
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Up to so many packs under one prefix are asked for one by one; more by a listing.
@@ -46,7 +43,11 @@ impl Writer {
             ClaimName { tag, time: self.time, id: Default::default() }
         } else {
             let name = self.repo.put_claim(&claim)?;
-            self.check()?;
+            if let Err(e) = self.check() {
+                // Or what it leads to would be kept until the janitor comes. It is as well if this fails.
+                let _ = self.repo.decide(name, Decision::Revoke);
+                return Err(e);
+            }
             self.decide(name)?;
             name
         };
@@ -64,19 +65,20 @@ impl Writer {
                 return Err(lost(format!("its parent {}@{} is gone", parent.workload, parent.time())));
             }
         }
-        let condemned = self.condemned()?;
+        let condemned = self.repo.shunned()?;
+        let mut gone: Vec<(String, PackUid)> = Vec::new();
         let mut by_prefix: BTreeMap<String, Vec<(String, PackUid)>> = BTreeMap::new();
         for (kind, uid) in self.packer.relied_on() {
-            if condemned.contains(uid) {
-                return Err(self.drop_lost(*kind, *uid, "is being collected"));
-            }
             let name = crate::pack::name(*kind, *uid);
+            if condemned.contains(uid) {
+                gone.push((name, *uid));
+                continue;
+            }
             let prefix = name.rsplit_once('/').map_or(String::new(), |(prefix, _)| format!("{prefix}/"));
             by_prefix.entry(prefix).or_default().push((name, *uid));
         }
         for (prefix, packs) in by_prefix {
-            let kind = if prefix.starts_with(PackKind::Data.prefix()) { PackKind::Data } else { PackKind::Tree };
-            let mut missing: HashSet<&str> = packs.iter().map(|(name, _)| name.as_str()).collect();
+            let mut missing: BTreeMap<&str, PackUid> = packs.iter().map(|(name, uid)| (name.as_str(), *uid)).collect();
             if packs.len() <= ASK_SINGLY {
                 for (name, _) in &packs {
                     if self.repo.backend().size(name)?.is_some() {
@@ -89,31 +91,21 @@ impl Writer {
                     Ok(())
                 })?;
             }
-            if let Some((_, uid)) = packs.iter().find(|(name, _)| missing.contains(name.as_str())) {
-                return Err(self.drop_lost(kind, *uid, "is gone"));
-            }
+            gone.extend(missing.into_iter().map(|(name, uid)| (name.to_owned(), uid)));
         }
-        Ok(())
+        if gone.is_empty() { Ok(()) } else { Err(self.drop_gone(&gone)) }
     }
 
-    /// The packs that any visible record condemns.
-    fn condemned(&self) -> Result<HashSet<PackUid>> {
-        let mut packs = HashSet::new();
-        for object in list_sorted(self.repo.backend(), Condemned::PREFIX)? {
-            match self.repo.get_record(ObjectKind::Condemned, &object.name) {
-                Ok(record) => packs.extend(Condemned::decode(&record.body).map_err(|e| e.within(&object.name))?.packs),
-                // Purged between the listing and now: what it condemned is gone, and existence is looked at next.
-                Err(e) if e.kind() == Kind::NotFound => {}
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(packs)
-    }
-
-    /// Makes the index forget a pack that is lost, so that the next run stores its chunks again.
-    fn drop_lost(&self, kind: PackKind, uid: PackUid, what: &str) -> Error {
-        let e = lost(format!("{} {what}", crate::pack::name(kind, uid)));
-        match self.index.drop_packs(&[uid]) {
+    /// Makes the index forget all packs that are gone or about to go, so that the next run stores their chunks again.
+    fn drop_gone(&self, gone: &[(String, PackUid)]) -> Error {
+        let first = gone.first().map_or("", |(name, _)| name);
+        let others = match gone.len() {
+            0 | 1 => String::new(),
+            n => format!(", and so are {} other packs", n - 1),
+        };
+        let e = lost(format!("{first} is gone or being collected{others}"));
+        let uids: Vec<PackUid> = gone.iter().map(|(_, uid)| *uid).collect();
+        match self.index.drop_packs(&uids) {
             Ok(()) => e,
             Err(cause) => e.with_source(cause),
         }
@@ -129,7 +121,7 @@ impl Writer {
 
 fn lost(why: String) -> Error {
     Error::new(
-        Kind::Unavailable,
+        Kind::Overtaken,
         format!("the backup was not committed: {why}; run it again, what was uploaded is reused"),
     )
 }

@@ -5,7 +5,8 @@
 //! ```
 //!
 //! Not here: sealing, placing and uploading, which the packer does for all workers. What holds: a worker owns one window buffer
-//! and one compressed chunk; everything it says about a window comes through one channel in order, chunks first.
+//! and one compressed chunk; everything it says about a window comes through one channel in order, chunks first. Of a window that
+//! was read nothing is taken over from packs that were found damaged, nor from a leaf that cannot be read.
 
 use super::Progress;
 use super::packer::Pending;
@@ -13,8 +14,8 @@ use crate::cancel::Cancel;
 use crate::chunker::{DiskChunker, Piece};
 use crate::crypto::{Codec, IdKey};
 use crate::disk_map::{BLOCK, Hint, Leaf, LeafContent, LeafEntry, Node};
-use crate::error::{Error, Result};
-use crate::id::ChunkId;
+use crate::error::{Error, Kind, Result};
+use crate::id::{ChunkId, PackUid};
 use crate::index::{Index, Trust};
 use crate::location::{Location, Stored};
 use crate::nodes::{Nodes, Root};
@@ -22,6 +23,7 @@ use crate::seal::Compressor;
 use crate::tree::Placed;
 use crate::window::{Filled, Window, WindowSource};
 use crossbeam_channel::Sender;
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -68,6 +70,8 @@ pub(super) struct Cutter<'a> {
     pub(super) id_key: &'a IdKey,
     pub(super) index: &'a Index,
     pub(super) trust: &'a Trust,
+    /// Packs that are not to be relied on anew.
+    pub(super) shunned: &'a HashSet<PackUid>,
     pub(super) pending: &'a Pending,
     pub(super) nodes: &'a Nodes,
     pub(super) parent: &'a Root,
@@ -97,7 +101,10 @@ impl Cutter<'_> {
 
     /// Takes a window over from the parent, whose subtree need not even be read.
     fn unchanged(&self, window: u64) -> Result<Outcome> {
-        let Some(found) = self.nodes.leaf(self.parent, window)? else { return Ok(Outcome::Zero) };
+        let found = self.nodes.leaf(self.parent, window).map_err(|e| {
+            e.within("what the source calls unchanged cannot be read of the backup before; 'coffer heal' may help")
+        })?;
+        let Some(found) = found else { return Ok(Outcome::Zero) };
         let leaf = found.leaf()?;
         let bytes = leaf.entries.iter().map(|e| u64::from(e.len_bytes())).sum();
         self.progress.reused.fetch_add(bytes, Relaxed);
@@ -121,7 +128,10 @@ impl Cutter<'_> {
         let chunks: Vec<Range<usize>> = self.chunker.window(&buffer.bytes)?.filter_map(chunks).collect();
         let covered: usize = chunks.iter().map(ExactSizeIterator::len).sum();
         self.progress.zero.fetch_add(buffer.bytes.len().saturating_sub(covered) as u64, Relaxed);
-        let parent = self.nodes.leaf(self.parent, window)?;
+        let parent = match self.nodes.leaf(self.parent, window) {
+            Err(e) if e.kind() == Kind::Corrupt => None,
+            found => found?,
+        };
         let parent_leaf = parent.as_ref().map(|f| f.leaf()).transpose()?;
         let mut drafts = Vec::with_capacity(chunks.len() + buffer.unreadable.len());
         for range in chunks {
@@ -143,7 +153,7 @@ impl Cutter<'_> {
         }
         if let (Some(found), Some(leaf)) = (&parent, parent_leaf)
             && let Some(stored) = found.stored
-            && same_content(&drafts, leaf)
+            && same_content(&drafts, leaf, self.shunned)
         {
             return parents(window, stored, &found.node, leaf);
         }
@@ -160,7 +170,8 @@ impl Cutter<'_> {
         parent: Option<&Leaf>,
     ) -> Result<DraftContent> {
         let raw_len = u32::try_from(bytes.len()).map_err(|_| Error::internal("a chunk of 4 GiB"))?;
-        if let Some(hint) = parent.and_then(|leaf| hint_at(leaf, start, &id)) {
+        let hint = parent.and_then(|leaf| hint_at(leaf, start, &id));
+        if let Some(hint) = hint.filter(|hint| !self.shunned.contains(&hint.pack)) {
             self.progress.reused.fetch_add(u64::from(raw_len), Relaxed);
             return Ok(DraftContent::Parent(id, hint));
         }
@@ -212,12 +223,14 @@ fn drafts_of_parent(leaf: &Leaf) -> Vec<Draft> {
     leaf.entries.iter().map(draft).collect()
 }
 
-fn same_content(drafts: &[Draft], leaf: &Leaf) -> bool {
+fn same_content(drafts: &[Draft], leaf: &Leaf, shunned: &HashSet<PackUid>) -> bool {
     drafts.len() == leaf.entries.len()
         && drafts.iter().zip(&leaf.entries).all(|(d, e)| {
             let same = match (&d.content, &e.content) {
                 (DraftContent::Unreadable, LeafContent::Unreadable) => true,
-                (DraftContent::Parent(a, _) | DraftContent::Known(a, _), LeafContent::Chunk { id, .. }) => a == id,
+                (DraftContent::Parent(a, _) | DraftContent::Known(a, _), LeafContent::Chunk { id, hint }) => {
+                    a == id && !shunned.contains(&hint.pack)
+                }
                 _ => false,
             };
             same && d.start == e.start && d.blocks == e.blocks

@@ -6,25 +6,24 @@
 //!
 //! Not here: cutting and compressing; when to commit. What holds: a place handed out is remembered in [`Pending`] until the
 //! index has it, so that one run never stores a chunk twice; an index delta names durable packs only; at most three packs are in
-//! memory (open, waiting, uploading) plus one of nodes; every pack that is relied on is in [`Packer::relied_on`].
+//! memory (open, waiting, uploading) plus one of nodes, and a sixteenth of one as parity; every pack that is relied on is in [`Packer::relied_on`].
 
 use super::{Progress, WriterOptions};
-use crate::backend::Put;
 use crate::crypto::Codec;
 use crate::disk_map::{Child, Node, identity};
 use crate::error::{Error, Kind, Result};
 use crate::id::{ChunkId, NodeId, PackUid};
 use crate::index::{Index, Trust};
-use crate::index_delta::{self, IndexDelta, PackEntries};
+use crate::index_delta::{IndexDelta, PackEntries};
 use crate::location::{IndexKey, Location, PackKind, Stored};
 use crate::nodes::Nodes;
 use crate::pack::{FinishedPack, PackBuilder, PackOptions};
 use crate::repository::Repository;
 use crate::seal::Compressor;
-use crate::sealed::ObjectKind;
+use crate::session::SessionTag;
 use crate::tree::Placed;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
@@ -32,9 +31,9 @@ use std::time::{Duration, Instant};
 
 /// Stored bytes after which a delta is due, so that a killed run does not upload them again.
 const DELTA_BYTES: u64 = 256 << 20;
-/// Most entries of a delta that is not one pack's alone: 28 MiB of a record that may have 64. Chunks that compress to a few dozen
-/// bytes reach it long before [`DELTA_BYTES`].
-const DELTA_ENTRIES: usize = 1 << 20;
+/// Most entries of a delta that is not one pack's alone: 7 MiB, since a collector holds two of them in memory, expanded. Chunks
+/// that compress to a few dozen bytes reach it long before [`DELTA_BYTES`].
+const DELTA_ENTRIES: usize = 256 << 10;
 /// Time after which a delta is due, if there is anything to say.
 const DELTA_AGE: Duration = Duration::from_secs(30);
 /// Node packs are small: a few nodes a gigabyte.
@@ -55,6 +54,7 @@ pub(super) struct Packer {
     index: Arc<Index>,
     trust: Trust,
     options: WriterOptions,
+    session: SessionTag,
     progress: Arc<Progress>,
     pending: Arc<Pending>,
     data: Option<PackBuilder>,
@@ -74,8 +74,7 @@ pub(super) struct Packer {
     durable: Vec<PackEntries>,
     durable_bytes: u64,
     last_delta: Instant,
-    next_delta: u64,
-    relied_on: HashSet<(PackKind, PackUid)>,
+    relied_on: BTreeSet<(PackKind, PackUid)>,
 }
 
 impl Packer {
@@ -84,16 +83,17 @@ impl Packer {
         index: &Arc<Index>,
         trust: Trust,
         options: WriterOptions,
+        session: SessionTag,
         progress: &Arc<Progress>,
         stored_nodes: &Arc<Nodes>,
     ) -> Result<Self> {
         // One pack waits while one is uploaded; more would only take memory.
         let (uploads, queue) = bounded::<FinishedPack>(1);
         let (finished, done) = unbounded();
-        let (backend, dry_run) = (repo.shared_backend(), options.dry_run);
+        let (store, dry_run) = (Arc::clone(repo), options.dry_run);
         let upload = move |pack: FinishedPack| -> Result<(PackEntries, Vec<u8>)> {
-            if !dry_run && backend.put(&pack.name, &[&pack.bytes])? == Put::Exists {
-                return Err(Error::internal(format!("{} exists although its name is random", pack.name)));
+            if !dry_run {
+                store.put_pack(&pack)?;
             }
             let entries = PackEntries::new(pack.uid, pack.kind, pack.bytes.len() as u64, pack.signer, &pack.entries);
             Ok((entries, pack.bytes))
@@ -109,12 +109,12 @@ impl Packer {
             })
             .map_err(|e| Error::new(Kind::Unavailable, "starting a thread").with_source(e))?;
         Ok(Packer {
-            next_delta: next_delta(repo)?,
             repo: Arc::clone(repo),
             index: Arc::clone(index),
             trust,
             compressor: Compressor::new(options.compression_level)?,
             options,
+            session,
             progress: Arc::clone(progress),
             pending: Arc::default(),
             data: None,
@@ -129,7 +129,7 @@ impl Packer {
             durable: Vec::new(),
             durable_bytes: 0,
             last_delta: Instant::now(),
-            relied_on: HashSet::new(),
+            relied_on: BTreeSet::new(),
         })
     }
 
@@ -178,7 +178,7 @@ impl Packer {
     /// Whether the node at `at` is this one, hints and all. One that cannot be read any more is not.
     fn is_stored(&self, raw: &[u8], id: NodeId, at: Location) -> Result<bool> {
         let node = Node::decode(raw, self.repo.geometry().window)?;
-        match self.stored_nodes.node(&Child { slot: 0, id, hint: at }, node.level()) {
+        match self.stored_nodes.node_there(&Child { slot: 0, id, hint: at }, node.level()) {
             Ok(stored) => Ok(*stored == node),
             Err(e) if e.kind() == Kind::Corrupt => Ok(false),
             Err(e) => Err(e),
@@ -191,7 +191,7 @@ impl Packer {
     }
 
     /// Everything the snapshot relies on, but for subtrees of its parents.
-    pub(super) fn relied_on(&self) -> &HashSet<(PackKind, PackUid)> {
+    pub(super) fn relied_on(&self) -> &BTreeSet<(PackKind, PackUid)> {
         &self.relied_on
     }
 
@@ -220,7 +220,7 @@ impl Packer {
         if self.slot(kind).is_none() {
             // Room for the chunk that fills it, and for the table of contents.
             let target_len = target + target / 16 + bytes.len();
-            let options = PackOptions { kind, aead: self.repo.descriptor().aead, target_len };
+            let options = PackOptions { kind, aead: self.repo.descriptor().aead, target_len, session: self.session };
             let buffer = if kind == PackKind::Data { self.buffers.pop() } else { None };
             let builder = PackBuilder::new(self.repo.keys(), options, buffer.unwrap_or_default(), self.repo.entropy())?;
             self.rely_on(kind, builder.uid());
@@ -228,7 +228,7 @@ impl Packer {
         }
         let builder = self.slot(kind).as_mut().ok_or_else(|| Error::internal("no open pack"))?;
         let at = builder.append(stored, codec, raw_len, bytes)?;
-        if builder.len() >= target {
+        if builder.is_full(target) {
             self.close(kind)?;
         }
         Ok(at)
@@ -281,15 +281,7 @@ impl Packer {
         if self.options.dry_run {
             self.index.record(&delta.packs)?;
         } else {
-            let body = delta.encode()?;
-            let name = loop {
-                let name = index_delta::name(self.repo.keys().signer().id(), self.next_delta);
-                self.next_delta += 1;
-                // Another process with the same key may be publishing: its name is taken, the next one may be free.
-                if self.repo.put_record(ObjectKind::IndexDelta, &name, &body)? == Put::Created {
-                    break name;
-                }
-            };
+            let name = self.repo.publish_delta(&delta)?;
             self.index.published(&name, &delta)?;
         }
         let mut pending = self.pending.0.write().unwrap_or_else(PoisonError::into_inner);
@@ -311,20 +303,6 @@ impl Drop for Packer {
     }
 }
 
-/// The first number that no delta of this signer has.
-fn next_delta(repo: &Repository) -> Result<u64> {
-    let mut next = 0;
-    repo.backend().list(index_delta::PREFIX, &mut |object| {
-        if let Some((signer, number)) = index_delta::parse_name(&object.name)
-            && signer == repo.keys().signer().id()
-        {
-            next = next.max(number.saturating_add(1));
-        }
-        Ok(())
-    })?;
-    Ok(next)
-}
-
 fn died() -> Error {
     Error::internal("a thread of the backup died")
 }
@@ -339,6 +317,7 @@ mod tests {
     use crate::index::IndexOptions;
     use crate::key_slot::{Credential, PassphraseCost, SlotOptions};
     use crate::repository::InitOptions;
+    use crate::sealed::ObjectKind;
     use crate::time::Timestamp;
 
     /// More tiny chunks than one delta may list: what would be one record too long is several.
@@ -351,13 +330,16 @@ mod tests {
             disk: DiskParams::default(),
             stream: StreamParams::default(),
             aead: Aead::preferred(),
+            parity: false,
         };
         let repo = Arc::new(Repository::init(Arc::new(Memory::default()), options, Arc::new(Seeded::new(1))).unwrap());
         let dir = tempfile::tempdir().unwrap();
         let index = Arc::new(Index::open(dir.path(), repo.keys().repo(), IndexOptions::default()).unwrap());
         let options = WriterOptions { pack_bytes: 8 << 20, ..WriterOptions::default() };
         let nodes = Arc::new(Nodes::new(Arc::clone(&repo), 0).unwrap());
-        let mut packer = Packer::start(&repo, &index, Trust::Anyone, options, &Arc::default(), &nodes).unwrap();
+        let mut packer =
+            Packer::start(&repo, &index, Trust::Anyone, options, SessionTag::default(), &Arc::default(), &nodes)
+                .unwrap();
         let chunks = DELTA_ENTRIES as u64 + 1000;
         for n in 0..chunks {
             let mut id = [0; 32];

@@ -6,6 +6,7 @@
 
 use coffer_repo::Result;
 use coffer_repo::backend::memory::Memory;
+use coffer_repo::backend::{Backend, Listed, Put};
 use coffer_repo::cancel::Cancel;
 use coffer_repo::chunker::{DiskParams, StreamParams};
 use coffer_repo::crypto::Aead;
@@ -23,6 +24,7 @@ use coffer_repo::time::Timestamp;
 use coffer_repo::window::{Filled, Window, WindowSource};
 use coffer_repo::writer::{DiskSpec, Writer, WriterOptions};
 use coffer_repo::zero::is_zero;
+use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -64,18 +66,23 @@ pub struct Bench {
 impl Bench {
     /// Windows of 1 MiB.
     pub fn new() -> (Self, Arc<Repository>) {
-        Self::with(Self::options().disk)
+        Self::with(Self::options())
     }
 
     /// Chunks of 16 KiB in the mean, so that small disks have many.
     pub fn fine() -> (Self, Arc<Repository>) {
-        Self::with(DiskParams { min: 8 << 10, mean: 16 << 10, max: 32 << 10, window: 1 << 20, ..DiskParams::default() })
+        let disk = DiskParams { min: 8 << 10, mean: 16 << 10, max: 32 << 10, window: 1 << 20, ..DiskParams::default() };
+        Self::with(InitOptions { disk, ..Self::options() })
     }
 
-    fn with(disk: DiskParams) -> (Self, Arc<Repository>) {
+    /// Packs get parity.
+    pub fn with_parity() -> (Self, Arc<Repository>) {
+        Self::with(InitOptions { parity: true, ..Self::options() })
+    }
+
+    fn with(options: InitOptions) -> (Self, Arc<Repository>) {
         let bench =
             Bench { memory: Arc::default(), dir: tempfile::tempdir().unwrap(), entropy: Arc::new(Seeded::new(7)) };
-        let options = InitOptions { disk, ..Self::options() };
         let repo = Repository::init(bench.memory.clone(), options, bench.entropy.clone()).unwrap();
         (bench, Arc::new(repo))
     }
@@ -89,6 +96,7 @@ impl Bench {
             disk: DiskParams { window: 1 << 20, ..DiskParams::default() },
             stream: StreamParams::default(),
             aead: Aead::preferred(),
+            parity: false,
         }
     }
 
@@ -98,6 +106,60 @@ impl Bench {
 
     pub fn index(&self, repo: &Repository) -> Arc<Index> {
         Arc::new(Index::open(&self.dir.path().join("index"), repo.keys().repo(), IndexOptions::default()).unwrap())
+    }
+}
+
+/// A store in which something happens in between: before every put and every read of a range.
+pub struct Meddled {
+    store: Arc<Memory>,
+    meddle: Box<dyn Fn(&str) + Send + Sync>,
+}
+
+impl Meddled {
+    pub fn new(store: Arc<Memory>, meddle: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        Meddled { store, meddle: Box::new(meddle) }
+    }
+}
+
+impl fmt::Debug for Meddled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.store.fmt(f)
+    }
+}
+
+impl Backend for Meddled {
+    fn location(&self) -> String {
+        self.store.location()
+    }
+
+    fn put(&self, name: &str, parts: &[&[u8]]) -> Result<Put> {
+        (self.meddle)(name);
+        self.store.put(name, parts)
+    }
+
+    fn get(&self, name: &str) -> Result<Vec<u8>> {
+        self.store.get(name)
+    }
+
+    fn get_range(&self, name: &str, offset: u64, out: &mut [u8]) -> Result<()> {
+        (self.meddle)(name);
+        self.store.get_range(name, offset, out)
+    }
+
+    fn get_suffix(&self, name: &str, max: usize) -> Result<(Vec<u8>, u64)> {
+        self.store.get_suffix(name, max)
+    }
+
+    fn size(&self, name: &str) -> Result<Option<u64>> {
+        self.store.size(name)
+    }
+
+    fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed) -> Result<()>) -> Result<()> {
+        self.store.list(prefix, each)
+    }
+
+    fn delete(&self, name: &str) -> Result<()> {
+        self.store.delete(name)
     }
 }
 

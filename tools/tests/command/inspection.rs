@@ -99,12 +99,22 @@ fn a_sound_repository_has_no_problems_and_a_damaged_one_says_what_is_hurt() {
     bytes[100_000] ^= 1;
     std::fs::write(&path, bytes).unwrap();
     assert_eq!(stage.json(0, &["verify"])["problems"], json!([]), "structure is whole");
+    let repairable = stage.json(3, &["verify", "--data", "all"]);
+    let problem = &repairable["problems"][0];
+    assert_eq!((&problem["repairable"], &problem["hurts"]), (&json!(true), &json!([])), "{repairable}");
+    assert!(stage.run(&["verify", "--data", "all"]).text().contains("hurts nothing yet"));
+    stage.json(3, &["restore", "web@latest", "--to", "out.raw"]);
+    assert_eq!(std::fs::read(stage.path("out.raw")).unwrap(), disk(1));
+
+    let file = path.strip_prefix(stage.path("r/packs")).unwrap();
+    std::fs::remove_file(stage.path("r/parity").join(file)).unwrap();
     let damaged = stage.json(1, &["verify", "--data", "all"]);
     let [problem] = damaged["problems"].as_array().unwrap().as_slice() else { panic!("{damaged}") };
     assert!(path.ends_with(problem["object"].as_str().unwrap()), "{problem}");
     let [hurt] = problem["hurts"].as_array().unwrap().as_slice() else { panic!("{damaged}") };
     assert_eq!((&hurt["workload"], &hurt["disk"]), (&json!("web"), &json!("disk")));
     let run = stage.run(&["verify", "--data", "all"]);
+    assert_eq!((&damaged["without_parity"], &problem["repairable"]), (&json!(1), &json!(false)));
     assert!(run.code == 1 && run.text().contains("hurts web@") && run.stderr.contains("1 problem"), "{run:?}");
 
     // Where a pack is gone, its content is.

@@ -49,13 +49,40 @@ fn keys_come_and_go_but_for_the_last() {
 
     stage.ok(&["key", "remove", labelled("first")["id"].as_str().unwrap()]);
     stage.fails(1, "opens no key slot", &["--password-file", "pass", "snapshots"]);
-    stage.fails(1, "last key slot", &["key", "remove", added["id"].as_str().unwrap()]);
+    stage.fails(1, "use another key", &["key", "remove", added["id"].as_str().unwrap()]);
     stage.fails(1, "no key slot", &["key", "remove", &"0".repeat(32)]);
     stage.fails(2, "SlotId", &["key", "remove", "vault"]);
 
     stage.write("new", b"another passphrase\n");
     stage.ok(&["key", "add", "--new-password-file", "new"]);
     stage.ok(&["--password-file", "new", "snapshots"]);
+}
+
+#[test]
+fn a_rotation_names_who_is_behind_and_status_what_is_left() {
+    let stage = Stage::with_repository();
+    stage.write("disk.raw", &disk(1));
+    stage.ok(&["backup", "-w", "web", "disk.raw"]);
+    stage.ok(&["key", "add", "--new-key-file", "vault", "--label", "vault"]);
+    stage.ok(&["key", "export-writer", "--new-key-file", "writer", "--label", "mover"]);
+    let said = stage.ok(&["key", "rotate"]);
+    assert!(said.contains("epoch 2 began") && said.contains("'vault'") && !said.contains("mover"), "{said}");
+    let status = stage.json(0, &["key", "status"]);
+    assert_eq!((&status["epoch"], &status["left"]["packs"]), (&2.into(), &1.into()), "{status}");
+    assert_eq!((status["unfinished"].is_null(), &status["behind"][0]["label"]), (true, &"vault".into()), "{status}");
+    assert!(stage.ok(&["key", "status"]).contains("left: 1 packs"));
+    let listed = stage.json(0, &["key", "list"]);
+    let of = |label: &str| listed["keys"].as_array().unwrap().iter().find(|key| key["label"] == label).unwrap().clone();
+    assert_eq!((&of("vault")["epoch"], &of("vault")["is_behind"]), (&1.into(), &true.into()));
+    assert_eq!(of("mover")["is_behind"], false);
+    stage.fails(1, "before data-key epoch 2", &["--key-file", "vault", "gc"]);
+    stage.fails(1, "writer's", &["--key-file", "writer", "key", "rotate"]);
+
+    let done = stage.json(0, &["gc", "--rotate"]);
+    assert_eq!(done["rotated"]["packs"], 1, "{done}");
+    assert!(stage.ok(&["key", "status"]).contains("everything is sealed to the key of epoch 2"));
+    stage.ok(&["restore", "web@latest", "--to", "out.raw", "--verify"]);
+    assert!(stage.read("out.raw") == disk(1));
 }
 
 #[test]
@@ -83,7 +110,11 @@ fn a_writer_adds_points_and_does_no_more() {
     assert_eq!(as_writer(&["snapshots"]).code, 0);
     for refused in [
         &["forget", "web@latest"][..],
+        &["forget", "--keep-last", "1"],
+        &["protect", "web@latest"],
+        &["unprotect", "web@latest"],
         &["restore", "web@latest", "--to", "out.raw"],
+        &["gc"],
         &["key", "add", "--new-key-file", "other"],
         &["key", "remove", exported["id"].as_str().unwrap()],
     ] {

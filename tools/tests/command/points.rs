@@ -155,6 +155,61 @@ fn forgotten_points_are_gone_and_their_neighbours_stay() {
 }
 
 #[test]
+fn rules_and_names_of_points_do_not_mix() {
+    let stage = Stage::with_repository();
+    let made = stage.back_up(&noise(1, 4096));
+    let id = made["snapshot"]["id"].as_str().unwrap();
+    stage.fails(2, "is a point", &["forget", "--keep-last", "1", &id[..8]]);
+    assert!(stage.ok(&["forget", id, "--dry-run"]).contains("1 point would be forgotten"));
+    assert!(stage.ok(&["forget", "--keep-last", "unlimited"]).contains("web: 1 of 1 points stay"));
+    assert_eq!(stage.json(0, &["snapshots"])["snapshots"].as_array().unwrap().len(), 1);
+    assert_eq!(stage.json(0, &["forget", "--keep-last", "0", "--allow-empty"])["forgotten"][0]["id"], id);
+    assert_eq!(stage.ok(&["snapshots"]), "no points yet\n");
+    assert_eq!(stage.ok(&["forget", "--keep-last", "1"]), "no point is forgotten\n");
+}
+
+#[test]
+fn protection_is_shown_and_ends() {
+    let stage = Stage::with_repository();
+    stage.write("a.raw", &noise(1, 4096));
+    stage.ok(&["backup", "-w", "web", "a.raw", "--tag", "nightly,first"]);
+    assert_eq!(stage.json(0, &["show", "web@latest"])["tags"], serde_json::json!(["nightly", "first"]));
+    let made = stage.json(0, &["protect", "web@latest", "web@-0", "--reason", "audit of 2026"]);
+    let [only] = made["protected"].as_array().unwrap().as_slice() else { panic!("{made}") };
+    assert_eq!((&only["protected"], &only["protections"][0]["reason"]), (&true.into(), &"audit of 2026".into()));
+    assert!(only["protections"][0]["time_seconds"].is_u64() && only["protections"][0]["note"].is_string(), "{only}");
+    assert_eq!(stage.json(0, &["snapshots"])["snapshots"][0]["protections"], only["protections"]);
+    let shown = stage.ok(&["show", "web@latest"]);
+    assert!(shown.contains("protected audit of 2026 (since 20"), "{shown}");
+    stage.fails(1, "is protected (audit of 2026); 'coffer unprotect web@", &["forget", "web@latest"]);
+    stage.fails(1, "coffer unprotect", &["forget", "web@latest", "--dry-run"]);
+
+    let ended = stage.json(0, &["unprotect", "web@latest"]);
+    assert_eq!(ended["unprotected"][0]["id"], only["id"]);
+    assert_eq!(stage.json(0, &["show", "web@latest"])["protected"], false);
+    let again = stage.run(&["unprotect", "web@latest"]);
+    assert!(again.code == 0 && again.stderr.contains("was not protected") && again.stdout.is_empty(), "{again:?}");
+    assert!(stage.ok(&["forget", "web@latest"]).contains("'coffer gc' frees"));
+}
+
+#[test]
+fn a_damaged_note_is_warned_of_and_keeps_points() {
+    let stage = Stage::with_repository();
+    stage.back_up(&noise(1, 4096));
+    let made = stage.json(0, &["protect", "web@latest"]);
+    let note = format!("r/notes/{}", made["protected"][0]["protections"][0]["note"].as_str().unwrap());
+    std::fs::remove_file(stage.path(&note)).unwrap();
+    stage.write(&note, b"damaged");
+    let listed = stage.json(3, &["snapshots"]);
+    assert!(listed["warnings"][0].as_str().unwrap().contains("may protect a point"), "{listed}");
+    for forget in [&["forget", "web@latest"][..], &["forget", "--keep-last", "0", "--allow-empty", "--dry-run"]] {
+        stage.fails(1, "a damaged note may protect a point", forget);
+    }
+    std::fs::remove_file(stage.path(&note)).unwrap();
+    stage.ok(&["forget", "web@latest"]);
+}
+
+#[test]
 fn what_could_not_be_read_is_named_and_never_passed_off_as_zeroes() {
     let stage = Stage::with_repository();
     let size = "get_size=echo 1048576";

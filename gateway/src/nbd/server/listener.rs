@@ -6,7 +6,7 @@
 use super::super::uri::Place;
 use crate::{Error, Kind, Result};
 use rustix::fs::{FlockOperation, Mode, fchmod, flock};
-use rustix::net::sockopt::{set_socket_keepalive, set_tcp_keepidle};
+use rustix::net::sockopt::{set_socket_keepalive, set_socket_send_buffer_size, set_tcp_keepidle};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -143,6 +143,16 @@ fn make_way(path: &Path) -> Result<()> {
 /// Device and inode of a file.
 fn identity(path: &Path) -> Option<(u64, u64)> {
     fs::symlink_metadata(path).ok().map(|m| (m.dev(), m.ino()))
+}
+
+/// What the kernel holds of a reply that a local client has not taken yet: with the default of 208 KiB the two sides take turns at a
+/// reply of a MiB, waking each other several times. The kernel may allow less.
+const SEND_BUFFER: usize = 1 << 20;
+
+/// Sets a fresh connection of a local client up.
+pub(super) fn tuned_local(stream: UnixStream) -> io::Result<tokio::net::UnixStream> {
+    set_socket_send_buffer_size(&stream, SEND_BUFFER)?;
+    tokio::net::UnixStream::from_std(stream)
 }
 
 /// Sets a fresh TCP connection up: no delays, and a dead peer is noticed.
