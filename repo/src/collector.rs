@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   janitor    undecided claims of the dead are revoked, pins of the dead forgotten
-//!   survey     LIST moved, forgets, claims; every map that counts is walked; each mention of a frame goes to a spool
+//!   survey     LIST moved, forgets, claims; every map that counts is walked; each mention of a frame goes to a spool; undecided
+//!              claims that rely on what is gone are revoked
 //!   plan       what each pack holds that is needed; which go, which are copied out of first: mostly-dead ones and, when keys are
 //!              rotated, all data packs that are sealed to an older epoch
 //!   for each batch of packs:
@@ -172,7 +173,8 @@ pub struct CollectReport {
     pub damaged: Vec<(PackUid, Error)>,
 }
 
-/// Collects garbage. `WrongKey` for a key that does not read what is written now, as a writer's, since copies are read back; `Unsupported` when there is a claim of an unknown kind.
+/// Collects garbage. `WrongKey` for a key that does not read what is written now, as a writer's, since copies are read back;
+/// `Unsupported` when there is a claim of an unknown kind.
 pub fn collect(
     repo: &Arc<Repository>,
     options: &CollectOptions,
@@ -187,16 +189,18 @@ pub fn collect(
     janitor::tidy(repo, options, &mut report)?;
     // Deltas before packs: what a listed delta names was durable then, so that what is not listed now is gone.
     let deltas = Deltas::list(repo)?;
-    let mut drawn = draw(repo, options, progress, cancel, &mut report)?;
-    if report.lost > 0 {
-        // Its memory first.
-        drop(drawn);
+    let mut is_second_look = false;
+    let (mut survey, mut stock, sessions, mut plan) = loop {
+        let drawn = draw(repo, options, progress, cancel, &mut report)?;
+        if report.lost == 0 || is_second_look {
+            break drawn;
+        }
         // What a root needed that was forgotten meanwhile may have been removed by another collector. Damage is found again.
-        let CollectReport { revoked, unpinned, .. } = report;
-        report = CollectReport { revoked, unpinned, ..CollectReport::default() };
-        drawn = draw(repo, options, progress, cancel, &mut report)?;
-    }
-    let (mut survey, mut stock, sessions, mut plan) = drawn;
+        let (survey, ..) = drawn;
+        let (_, revoked) = survey.end();
+        report = CollectReport { revoked, unpinned: report.unpinned, ..CollectReport::default() };
+        is_second_look = true;
+    };
     progress.due.store(plan.bytes(), Relaxed);
     let tag = session.as_ref().map(|session| session.tag()).unwrap_or_default();
     let mut own: HashSet<PackUid> = HashSet::new();
@@ -218,7 +222,7 @@ pub fn collect(
             sweep::sweep(repo, &mut survey, &sessions, &stock.orphaned_parity, &own, &mut report)?;
         }
     }
-    report.unwalkable = survey.into_unwalkable();
+    (report.unwalkable, report.revoked) = survey.end();
     report.damaged.sort_by_key(|(uid, _)| *uid);
     report.damaged.dedup_by_key(|(uid, _)| *uid);
     Ok(report)
@@ -232,7 +236,7 @@ fn draw<'a>(
     cancel: &'a Cancel,
     report: &mut CollectReport,
 ) -> Result<(Survey<'a>, Stock, Sessions, Plan)> {
-    let mut survey = Survey::begin(repo, options, progress, cancel)?;
+    let mut survey = Survey::begin(repo, options, progress, cancel, std::mem::take(&mut report.revoked))?;
     survey.look()?;
     let condemned = repo.condemned()?;
     let stock = Stock::list(repo)?;

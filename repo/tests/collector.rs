@@ -245,6 +245,40 @@ fn a_root_that_cannot_be_walked_keeps_everything() {
     assert!(contents(&repo)["packs"] == before["packs"] || before["packs"].len() > contents(&repo)["packs"].len());
 }
 
+/// A backup died between its claim and its check, relying on a map that has gone since.
+#[test]
+fn an_undecided_claim_that_relies_on_what_is_gone_is_revoked_at_once() {
+    let (bench, repo) = Bench::fine();
+    let index = bench.index(&repo);
+    let kept = back_up(&repo, &index, &[("d", &image(1, 3 << 20))], None, 10);
+    let trees = |repo: &Repository| list_sorted(repo.backend(), PackKind::Tree.prefix()).unwrap();
+    let old = trees(&repo);
+    let dead = back_up_as("dead", &repo, &index, &[("d", &image(2, 3 << 20))], None, LATE - 10);
+    let committed = repo.backend().get(&dead.name.decision()).unwrap();
+    for tree in trees(&repo) {
+        if !old.contains(&tree) {
+            repo.backend().delete(&tree.name).unwrap();
+        }
+    }
+    // As long as it counts, that is damage.
+    let report = run(&bench, &repo, |_| {}).unwrap();
+    assert_eq!(report.unwalkable.iter().map(|(name, _)| *name).collect::<Vec<_>>(), [dead.name]);
+    assert_eq!((report.removed.packs, report.revoked.len()), (0, 0));
+    assert!(repo.backend().get(&dead.name.decision()).unwrap() == committed);
+
+    repo.backend().delete(&dead.name.decision()).unwrap();
+    let before = contents(&repo);
+    let planned = run(&bench, &repo, |o| o.dry_run = true).unwrap();
+    assert!(planned.unwalkable.is_empty() && planned.dead.packs > 0, "{planned:?}");
+    assert_eq!(planned.revoked, [dead.name]);
+    assert_eq!(contents(&repo), before);
+    let report = gc(&bench, &repo);
+    assert_eq!((report.revoked, report.removed), (vec![dead.name], planned.dead));
+    assert_eq!(repo.decide(dead.name, Decision::Commit).unwrap(), Decision::Revoke);
+    assert!(read_all(&repo, &kept, "d").unwrap() == image(1, 3 << 20));
+    is_sound(&repo);
+}
+
 #[test]
 fn a_claim_of_an_unknown_kind_stops_everything() {
     let (bench, repo) = Bench::fine();

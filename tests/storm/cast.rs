@@ -8,7 +8,7 @@ use coffer_repo::collector::{CollectOptions, CollectReport};
 use coffer_repo::index::Index;
 use coffer_repo::reader::{Reader, ReaderOptions};
 use coffer_repo::repository::Repository;
-use coffer_repo::snapshot::{ClaimKind, ClaimName, Decision, Identity, Snapshot};
+use coffer_repo::snapshot::{ClaimKind, Decision, Identity, Snapshot};
 use coffer_repo::window::{Filled, Window, WindowSource};
 use coffer_repo::writer::{DiskSpec, Progress, Writer, WriterOptions};
 use coffer_repo::{Error, Kind, Result};
@@ -117,13 +117,10 @@ impl Actor<'_> {
         }
     }
 
-    /// What is missing under a claim whose writer came too late, and has not revoked it yet, is no damage: nothing is removed then.
+    /// Chunks that are missing under a claim whose writer came too late, and has not revoked it yet, are no damage.
     fn is_damage(&self, report: &CollectReport) -> bool {
-        let claims = self.audit.repo().folders().unwrap().claims;
-        let is_undecided = |name: &ClaimName| claims.get(name) == Some(&false);
-        !report.damaged.is_empty()
-            || !report.unwalkable.iter().all(|(name, _)| is_undecided(name))
-            || (report.lost > 0 && !claims.keys().any(is_undecided))
+        let is_any_undecided = || self.audit.repo().folders().unwrap().claims.values().any(|is_decided| !is_decided);
+        !report.damaged.is_empty() || !report.unwalkable.is_empty() || (report.lost > 0 && !is_any_undecided())
     }
 
     /// Forgets points.

@@ -3,7 +3,8 @@
 //! Not here: what the mentions add up to ([`super::plan`], [`super::judgement`]). What holds: roots are all claims that are not
 //! revoked, undecided ones included, minus the forgotten, plus what unforgotten pins hold; a claim, once walked, stays needed
 //! for the rest of the run, which errs on the safe side; a root that cannot be walked is named, and its mentions so far count.
-//! Every copy of a node is walked, since hints are no part of its id.
+//! An undecided claim that relies on what is gone is revoked: its writer's check would fail, and one that died before it would
+//! stop every collection until the claim is old. Every copy of a node is walked, since hints are no part of its id.
 
 use super::mention::Mention;
 use super::roots::{self, Parts, Roots};
@@ -37,6 +38,9 @@ pub(super) struct Survey<'a> {
     spools: Vec<Spool<'a>>,
     walked: Walked,
     unwalkable: Mutex<Vec<(ClaimName, Error)>>,
+    is_dry: bool,
+    /// Undecided claims that this collection revoked; in a dry run, those it would have.
+    revoked: Vec<ClaimName>,
     /// Names of moved records that were read.
     moved: HashSet<String>,
 }
@@ -78,11 +82,13 @@ enum Found {
 }
 
 impl<'a> Survey<'a> {
+    /// Begins with the claims that were, or in a dry run would have been, revoked already.
     pub(super) fn begin(
         repo: &'a Arc<Repository>,
         options: &'a CollectOptions,
         progress: &'a CollectProgress,
         cancel: &'a Cancel,
+        revoked: Vec<ClaimName>,
     ) -> Result<Self> {
         let crew = Crew { threads: options.threads.max(1), cancel };
         let each = options.memory / 4 / crew.threads;
@@ -95,6 +101,8 @@ impl<'a> Survey<'a> {
             spools: (0..crew.threads).map(spool).collect(),
             walked: Walked::default(),
             unwalkable: Mutex::default(),
+            is_dry: options.dry_run,
+            revoked,
             moved: HashSet::new(),
         })
     }
@@ -119,9 +127,9 @@ impl<'a> Survey<'a> {
         self.walked.pinned.contains_key(&id)
     }
 
-    /// The roots that cannot be walked.
-    pub(super) fn into_unwalkable(self) -> Vec<(ClaimName, Error)> {
-        self.unwalkable.into_inner().unwrap_or_else(PoisonError::into_inner)
+    /// The roots that cannot be walked, and the claims that were revoked.
+    pub(super) fn end(self) -> (Vec<(ClaimName, Error)>, Vec<ClaimName>) {
+        (self.unwalkable.into_inner().unwrap_or_else(PoisonError::into_inner), self.revoked)
     }
 
     /// Lists what may be a root, and walks what was not walked before.
@@ -132,28 +140,38 @@ impl<'a> Survey<'a> {
             if !self.is_outdated()? {
                 return Ok(roots);
             }
-            // Another collector was removing what a root of this listing needed that counts no more. The nodes that could not be
-            // read may belong to other maps, too, and what was built on that root may not have been listed.
+            // What a root of this listing needed was removed, and that root counts no more. The nodes that could not be read may
+            // belong to other maps, too, and what was built on that root may not have been listed.
             self.walked = Walked::default();
             self.unwalkable = Mutex::default();
         }
     }
 
-    /// Whether a root that cannot be walked was none any more.
-    fn is_outdated(&self) -> Result<bool> {
+    /// Whether a root that cannot be walked is none any more, or was ended for that.
+    fn is_outdated(&mut self) -> Result<bool> {
         let unwalkable = self.unwalkable.lock().unwrap_or_else(PoisonError::into_inner);
-        let names: Vec<ClaimName> = unwalkable.iter().map(|(name, _)| *name).collect();
+        let names: Vec<(ClaimName, Kind)> = unwalkable.iter().map(|(name, e)| (*name, e.kind())).collect();
         drop(unwalkable);
-        for name in names {
+        for (name, why) in names {
             let mut is_dead = self.is_dead(name)?;
             for pin in self.walked.pinned.get(&name.id).into_iter().flatten() {
                 is_dead = is_dead && self.is_dead(*pin)?;
             }
-            if is_dead {
+            if is_dead || (why == Kind::NotFound && self.strand(name)?) {
                 return Ok(true);
             }
         }
         Ok(false)
+    }
+
+    /// Ends a claim that relies on what is gone, unless it was committed, which is damage, or holds a point, which nobody revokes.
+    fn strand(&mut self, name: ClaimName) -> Result<bool> {
+        let is_undecided = self.repo.backend().size(&name.decision())?.is_none()
+            && self.repo.read_claim(name).is_ok_and(|claim| matches!(claim.kind, ClaimKind::Snapshot { .. }));
+        let is_stranded =
+            is_undecided && (self.is_dry || self.repo.decide(name, Decision::Revoke)? == Decision::Revoke);
+        self.revoked.extend(is_stranded.then_some(name));
+        Ok(is_stranded)
     }
 
     fn walk(&mut self, roots: &Roots) -> Result<()> {
@@ -305,6 +323,8 @@ impl Feed<'_, '_, '_> {
         self.walked.claims.insert(name.id);
         survey.progress.claims.fetch_add(1, Relaxed);
         let found = match survey.read(name, parts) {
+            // In a dry run the store does not say so.
+            Ok(Found::Root(_)) if survey.revoked.contains(&name) => Found::Revoked,
             Ok(found) => found,
             Err(e) => return survey.tolerate(name, Err(e)),
         };
