@@ -3,8 +3,8 @@
 //! Not here: what the mentions add up to ([`super::plan`], [`super::judgement`]). What holds: roots are all claims that are not
 //! revoked, undecided ones included, minus the forgotten, plus what unforgotten pins hold; a claim, once walked, stays needed
 //! for the rest of the run, which errs on the safe side; a root that cannot be walked is named, and its mentions so far count.
-//! An undecided claim that relies on what is gone is revoked: its writer's check would fail, and one that died before it would
-//! stop every collection until the claim is old. Every copy of a node is walked, since hints are no part of its id.
+//! An undecided claim that cannot be walked, mostly since what it relies on has gone, is revoked: its writer's check would fail, and
+//! one that died before it would stop every collection until the claim is old. Every copy of a node is walked, since hints are no part of its id.
 
 use super::mention::Mention;
 use super::roots::{self, Parts, Roots};
@@ -150,28 +150,27 @@ impl<'a> Survey<'a> {
     /// Whether a root that cannot be walked is none any more, or was ended for that.
     fn is_outdated(&mut self) -> Result<bool> {
         let unwalkable = self.unwalkable.lock().unwrap_or_else(PoisonError::into_inner);
-        let names: Vec<(ClaimName, Kind)> = unwalkable.iter().map(|(name, e)| (*name, e.kind())).collect();
+        let names: Vec<ClaimName> = unwalkable.iter().map(|(name, _)| *name).collect();
         drop(unwalkable);
-        for (name, why) in names {
+        for name in names {
             let mut is_dead = self.is_dead(name)?;
             for pin in self.walked.pinned.get(&name.id).into_iter().flatten() {
                 is_dead = is_dead && self.is_dead(*pin)?;
             }
-            if is_dead || (why == Kind::NotFound && self.strand(name)?) {
+            if is_dead || self.revoke(name)? {
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    /// Ends a claim that relies on what is gone, unless it was committed, which is damage, or holds a point, which nobody revokes.
-    fn strand(&mut self, name: ClaimName) -> Result<bool> {
+    /// Ends a claim that cannot be walked, unless it was committed, which is damage, or may be a pin, which nobody revokes.
+    fn revoke(&mut self, name: ClaimName) -> Result<bool> {
         let is_undecided = self.repo.backend().size(&name.decision())?.is_none()
             && self.repo.read_claim(name).is_ok_and(|claim| matches!(claim.kind, ClaimKind::Snapshot { .. }));
-        let is_stranded =
-            is_undecided && (self.is_dry || self.repo.decide(name, Decision::Revoke)? == Decision::Revoke);
-        self.revoked.extend(is_stranded.then_some(name));
-        Ok(is_stranded)
+        let is_revoked = is_undecided && (self.is_dry || self.repo.decide(name, Decision::Revoke)? == Decision::Revoke);
+        self.revoked.extend(is_revoked.then_some(name));
+        Ok(is_revoked)
     }
 
     fn walk(&mut self, roots: &Roots) -> Result<()> {
