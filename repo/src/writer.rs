@@ -10,7 +10,7 @@
 //! Not here: where bytes come from ([`crate::window::WindowSource`]) and what a token means. What holds: nothing counts before
 //! the decision, and the decision is written only after everything that the claim relies on was durable and was seen to exist
 //! after the claim was written; a crash or an error before leaves garbage that the next run reuses. Memory: a window and a
-//! compressed chunk per worker, `CHANNEL` chunks on their way, four packs, whatever the disk's size.
+//! compressed chunk per worker, `CHANNEL` chunks on their way, three packs and one an upload, whatever the disk's size.
 
 mod commit;
 mod cutter;
@@ -50,6 +50,8 @@ const NODE_CACHE: u64 = 8 << 20;
 pub struct WriterOptions {
     /// Threads that read, cut, hash and compress. Each owns a window's buffer.
     pub workers: usize,
+    /// Packs that are made durable at the same time: while one waits for the disk another's parity is computed.
+    pub uploads: usize,
     /// zstd level.
     pub compression_level: i32,
     /// Length at which a data pack is closed, in bytes.
@@ -63,7 +65,14 @@ pub struct WriterOptions {
 impl Default for WriterOptions {
     fn default() -> Self {
         let workers = std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(1, 8);
-        WriterOptions { workers, compression_level: 1, pack_bytes: 32 << 20, trust_everyone: false, dry_run: false }
+        WriterOptions {
+            workers,
+            uploads: 2,
+            compression_level: 1,
+            pack_bytes: 32 << 20,
+            trust_everyone: false,
+            dry_run: false,
+        }
     }
 }
 

@@ -245,7 +245,7 @@ fn what_is_unreadable_is_an_error_to_read_and_nothing_else_is() {
     }
     let (bench, repo) = Bench::new();
     let index = bench.index(&repo);
-    let options = WriterOptions { workers: 1, ..WriterOptions::default() };
+    let options = WriterOptions { workers: 1, uploads: 1, ..WriterOptions::default() };
     let mut writer = Writer::begin(&repo, &index, "web", None, Identity::default(), options, at(1)).unwrap();
     let spec = DiskSpec { name: "d".into(), block_size: 512, platform: None };
     writer.disk(spec, &Holed(AtomicU64::new(0)), &Cancel::default()).unwrap();

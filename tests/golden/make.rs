@@ -90,7 +90,7 @@ impl Workshop {
 
     fn back_up(&self, backup: Backup<'_>) -> Snapshot {
         let Backup { repo, index, workload, night, parent, disks } = backup;
-        let options = WriterOptions { workers: 1, compression_level: 3, ..WriterOptions::default() };
+        let options = WriterOptions { workers: 1, uploads: 1, compression_level: 3, ..WriterOptions::default() };
         let time = at(NIGHT + night * DAY);
         let mut writer = Writer::begin(repo, index, workload, parent.cloned(), identity(), options, time).unwrap();
         for (name, content, unchanged) in disks {

@@ -124,7 +124,7 @@ impl<'a> Job<'a> {
     /// A full backup by one worker into small packs, so that its operations come in one order and are many.
     #[must_use]
     pub fn new(workload: &'a str, time: u64, disks: Vec<(&'a str, &'a DiskContent)>) -> Self {
-        let options = WriterOptions { workers: 1, pack_bytes: 300 << 10, ..WriterOptions::default() };
+        let options = WriterOptions { workers: 1, uploads: 1, pack_bytes: 300 << 10, ..WriterOptions::default() };
         Job { workload, time, parent: None, disks, unchanged: BTreeSet::new(), options }
     }
 

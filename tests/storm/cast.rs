@@ -73,7 +73,7 @@ impl Actor<'_> {
             }
         }
         self.audit.expect(workload, time, kinds);
-        let options = WriterOptions { workers: 1, ..WriterOptions::default() };
+        let options = WriterOptions { workers: 1, uploads: 1, ..WriterOptions::default() };
         let (repo, identity) = (&self.repo, Identity::default());
         let mut writer = Writer::begin(repo, index, workload, parent, identity, options, at(time))?;
         let content = content(kinds);

@@ -67,7 +67,8 @@ impl Arguments {
         let disk = choose_disk(&self.point, &snapshot)?;
         let cancel = signal::cancel(&context.terminal)?;
         let pin = context.pin(&repo, &snapshot, "restore")?;
-        let reader = context.reader(&repo, ReaderOptions::default())?;
+        // The workers themselves are a crowd that reads long stretches: fetching ahead of them would only cost copies.
+        let reader = context.reader(&repo, ReaderOptions { readahead_bytes: 0, ..ReaderOptions::default() })?;
         let device = SnapshotDevice::new(reader.disk(&snapshot, &disk.name)?, Some(pin));
         let device = if self.keep_going { device.salvaged() } else { device };
 

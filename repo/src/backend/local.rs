@@ -18,6 +18,7 @@
 //! Network file systems count as weak: attribute caches delay what another host lists and sees, and locks may be local to a
 //! host. One host at a time is safe there, as far as the server keeps what it was told to sync.
 
+mod direct;
 mod draft;
 mod handles;
 

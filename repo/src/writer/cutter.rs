@@ -24,7 +24,6 @@ use crate::tree::Placed;
 use crate::window::{Filled, Window, WindowSource};
 use crossbeam_channel::Sender;
 use std::collections::HashSet;
-use std::ops::Range;
 use std::sync::atomic::Ordering::Relaxed;
 
 /// What a worker tells the packer.
@@ -124,23 +123,24 @@ impl Cutter<'_> {
                 buffer.bytes.get_mut(range.start as usize..(range.end as usize).next_multiple_of(BLOCK as usize));
             unread.ok_or_else(|| Error::internal("a source could not read bytes outside of its window"))?.fill(0);
         }
-        let chunks = |piece| if let Piece::Chunk(range) = piece { Some(range) } else { None };
-        let chunks: Vec<Range<usize>> = self.chunker.window(&buffer.bytes)?.filter_map(chunks).collect();
-        let covered: usize = chunks.iter().map(ExactSizeIterator::len).sum();
-        self.progress.zero.fetch_add(buffer.bytes.len().saturating_sub(covered) as u64, Relaxed);
         let parent = match self.nodes.leaf(self.parent, window) {
             Err(e) if e.kind() == Kind::Corrupt => None,
             found => found?,
         };
         let parent_leaf = parent.as_ref().map(|f| f.leaf()).transpose()?;
-        let mut drafts = Vec::with_capacity(chunks.len() + buffer.unreadable.len());
-        for range in chunks {
+        let (mut drafts, mut covered) = (Vec::new(), 0);
+        let chunker = self.chunker;
+        // Each chunk is cut, named and compressed while the processor's cache still has it.
+        for piece in chunker.window(&buffer.bytes)? {
+            let Piece::Chunk(range) = piece else { continue };
             let bytes =
                 buffer.bytes.get(range.clone()).ok_or_else(|| Error::internal("the chunker cut outside its window"))?;
+            covered += bytes.len();
             let id = self.id_key.chunk_id(bytes);
             let content = self.place(window, id, range.start, bytes, parent_leaf)?;
             drafts.push(Draft { start: block(range.start)?, blocks: block(range.len())?, content });
         }
+        self.progress.zero.fetch_add(buffer.bytes.len().saturating_sub(covered) as u64, Relaxed);
         for range in &buffer.unreadable {
             let (start, len) = (range.start as usize, (range.end - range.start) as usize);
             self.progress.unreadable.fetch_add(len as u64, Relaxed);

@@ -1,12 +1,13 @@
 //! Places chunks and nodes into packs, uploads the packs, and publishes index deltas: the one thread that all workers feed.
 //!
 //! ```text
-//!   chunk, node -> seal into the open pack -> (full) upload thread -> durable -> (1/4 GiB or 30 s) index delta -> index
+//!   chunk, node -> seal into the open pack -> (full) upload threads -> durable -> (1/4 GiB or 30 s) index delta -> index
 //! ```
 //!
 //! Not here: cutting and compressing; when to commit. What holds: a place handed out is remembered in [`Pending`] until the
-//! index has it, so that one run never stores a chunk twice; an index delta names durable packs only; at most three packs are in
-//! memory (open, waiting, uploading) plus one of nodes, and a sixteenth of one as parity; every pack that is relied on is in [`Packer::relied_on`].
+//! index has it, so that one run never stores a chunk twice; an index delta names durable packs only; in memory are at
+//! most an open pack, one that waits, [`WriterOptions::uploads`] under way with a sixteenth of each as parity, and one of nodes;
+//! every pack that is relied on is in [`Packer::relied_on`].
 
 use super::{Progress, WriterOptions};
 use crate::crypto::Codec;
@@ -69,7 +70,7 @@ pub(super) struct Packer {
     /// Finished packs' buffers, to be filled again.
     buffers: Vec<Vec<u8>>,
     in_flight: usize,
-    uploader: Option<JoinHandle<()>>,
+    uploaders: Vec<JoinHandle<()>>,
     /// Durable, not yet in a delta.
     durable: Vec<PackEntries>,
     durable_bytes: u64,
@@ -87,27 +88,31 @@ impl Packer {
         progress: &Arc<Progress>,
         stored_nodes: &Arc<Nodes>,
     ) -> Result<Self> {
-        // One pack waits while one is uploaded; more would only take memory.
+        // One pack waits while others are uploaded; more would only take memory.
         let (uploads, queue) = bounded::<FinishedPack>(1);
         let (finished, done) = unbounded();
-        let (store, dry_run) = (Arc::clone(repo), options.dry_run);
-        let upload = move |pack: FinishedPack| -> Result<(PackEntries, Vec<u8>)> {
-            if !dry_run {
-                store.put_pack(&pack)?;
-            }
-            let entries = PackEntries::new(pack.uid, pack.kind, pack.bytes.len() as u64, pack.signer, &pack.entries);
-            Ok((entries, pack.bytes))
-        };
-        let uploader = std::thread::Builder::new()
-            .name("upload".into())
-            .spawn(move || {
-                for pack in queue {
-                    if finished.send(upload(pack)).is_err() {
-                        break;
+        let uploaders = (0..options.uploads.max(1))
+            .map(|_| {
+                let (queue, finished) = (queue.clone(), finished.clone());
+                let (store, dry_run) = (Arc::clone(repo), options.dry_run);
+                let upload = move |pack: FinishedPack| -> Result<(PackEntries, Vec<u8>)> {
+                    if !dry_run {
+                        store.put_pack(&pack)?;
                     }
-                }
+                    let len = pack.bytes.len() as u64;
+                    Ok((PackEntries::new(pack.uid, pack.kind, len, pack.signer, &pack.entries), pack.bytes))
+                };
+                let work = move || {
+                    for pack in queue {
+                        if finished.send(upload(pack)).is_err() {
+                            break;
+                        }
+                    }
+                };
+                let thread = std::thread::Builder::new().name("upload".into()).spawn(work);
+                thread.map_err(|e| Error::new(Kind::Unavailable, "starting a thread").with_source(e))
             })
-            .map_err(|e| Error::new(Kind::Unavailable, "starting a thread").with_source(e))?;
+            .collect::<Result<_>>()?;
         Ok(Packer {
             repo: Arc::clone(repo),
             index: Arc::clone(index),
@@ -125,7 +130,7 @@ impl Packer {
             done,
             buffers: Vec::new(),
             in_flight: 0,
-            uploader: Some(uploader),
+            uploaders,
             durable: Vec::new(),
             durable_bytes: 0,
             last_delta: Instant::now(),
@@ -294,10 +299,10 @@ impl Packer {
 }
 
 impl Drop for Packer {
-    /// Waits for the upload that is under way: nothing goes on behind the caller's back.
+    /// Waits for the uploads that are under way: nothing goes on behind the caller's back.
     fn drop(&mut self) {
         self.uploads = None;
-        if let Some(uploader) = self.uploader.take() {
+        for uploader in self.uploaders.drain(..) {
             let _ = uploader.join();
         }
     }

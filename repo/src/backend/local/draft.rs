@@ -7,6 +7,7 @@
 //!
 //! Safety does not rest on the lock: a sweeper that wrongly removes a living draft makes its publishing fail, no more.
 
+use super::direct;
 use crate::backend::Put;
 use crate::entropy::{self, System};
 use crate::error::Error;
@@ -63,6 +64,10 @@ impl Draft {
 
     /// Writes `parts` end to end and syncs them.
     pub(super) fn write(&mut self, parts: &[&[u8]]) -> io::Result<()> {
+        if parts.iter().map(|part| part.len()).sum::<usize>() >= direct::DIRECT_FROM {
+            direct::write(&self.file, parts)?;
+            return self.file.sync_all();
+        }
         let mut left: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
         let mut left = left.as_mut_slice();
         IoSlice::advance_slices(&mut left, 0); // leaves out empty parts at the front
