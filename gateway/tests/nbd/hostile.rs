@@ -26,8 +26,7 @@ impl Bench {
         for (name, read_only) in [("honest", true), ("target", false)] {
             let device = MemoryDevice::new(SIZE);
             device.write_at(0, &[7; 65536], Durability::Cached).unwrap();
-            let description = String::new();
-            exports.add(Export { name: name.into(), device: Arc::new(device), description, read_only }).unwrap();
+            exports.add(Export { read_only, ..Export::new(name, Arc::new(device)) }).unwrap();
         }
         let listener = Listener::Unix { path: dir.path().join("s"), mode: 0o600 };
         let server = Server::start(&listener, exports, options).unwrap();
