@@ -118,7 +118,7 @@ impl Arguments {
 impl Nbd {
     fn run(&self, context: &Context) -> Result<()> {
         let tls = self.encryption.open()?;
-        if tls.is_none() && self.allow.iter().any(AllowSpec::names_certificate) {
+        if self.encryption.tls_client_ca.is_none() && self.allow.iter().any(AllowSpec::names_certificate) {
             return Err(wrong_use("--allow EXPORT=cert:NAME needs TLS with client certificates: add --tls-client-ca"));
         }
         let listeners = place::listeners(&self.listen, self.socket_mode)?;

@@ -25,7 +25,7 @@ pub(crate) fn common_name(certificate: &[u8]) -> Option<&str> {
     }
     // Serial number, signature algorithm, issuer, validity; then the subject.
     for _ in 0..4 {
-        fields = any(fields)?.2;
+        fields = next(fields)?.2;
     }
     let (mut names, _) = element(fields, SEQUENCE)?;
     let mut found = None;
@@ -39,7 +39,7 @@ pub(crate) fn common_name(certificate: &[u8]) -> Option<&str> {
             if kind != COMMON_NAME {
                 continue;
             }
-            let (UTF8_STRING | PRINTABLE_STRING, text, []) = any(value)? else { return None };
+            let (UTF8_STRING | PRINTABLE_STRING, text, []) = next(value)? else { return None };
             if found.replace(text).is_some() {
                 return None;
             }
@@ -51,11 +51,11 @@ pub(crate) fn common_name(certificate: &[u8]) -> Option<&str> {
 
 /// The content of the element of this tag that `bytes` begin with, and what follows it.
 fn element(bytes: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
-    any(bytes).filter(|(found, ..)| *found == tag).map(|(_, content, rest)| (content, rest))
+    next(bytes).filter(|(found, ..)| *found == tag).map(|(_, content, rest)| (content, rest))
 }
 
 /// The element that `bytes` begin with: tag, content, and what follows it. Lengths of up to three bytes, in their one form.
-fn any(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+fn next(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (tag, rest) = bytes.split_first()?;
     let (first, rest) = rest.split_first()?;
     let (len, rest) = match first {
@@ -78,7 +78,10 @@ mod tests {
     use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 
     fn certificate(names: &[(DnType, &str)]) -> Vec<u8> {
-        let mut params = CertificateParams::new(["other.example".to_owned()]).unwrap();
+        // Enough of them that the lengths above the subject take two bytes.
+        let others =
+            ["one", "another", "a third", "a fourth"].map(|n| format!("{}.somewhere.example", n.replace(' ', "-")));
+        let mut params = CertificateParams::new(others).unwrap();
         params.distinguished_name = DistinguishedName::new();
         for (kind, name) in names {
             params.distinguished_name.push(kind.clone(), *name);

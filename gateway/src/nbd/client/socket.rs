@@ -93,15 +93,20 @@ impl Socket {
         Ok(Socket { tls: Some(Mutex::new(encrypted)), ..self })
     }
 
-    /// Receives and decrypts. The lock is not held while waiting.
+    /// Receives once at most, and decrypts. `Interrupted`: what came made no whole record yet, and the caller, who may have run
+    /// out of time meanwhile, has to ask again. The lock is not held while waiting.
     fn read_sealed(&self, tls: &Mutex<Encrypted>, out: &mut [u8]) -> io::Result<usize> {
+        let mut turn = locked(tls);
+        let mut has_received = false;
         loop {
-            let mut turn = locked(tls);
             match turn.connection.reader().read(out) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 done => return done,
             }
             if turn.start == turn.end {
+                if has_received {
+                    return Err(io::ErrorKind::Interrupted.into());
+                }
                 let mut sealed = std::mem::take(&mut turn.sealed);
                 drop(turn);
                 let received = (&self.raw).read(&mut sealed);
@@ -109,6 +114,7 @@ impl Socket {
                 turn.sealed = sealed;
                 (turn.start, turn.end) = (0, *received.as_ref().unwrap_or(&0));
                 received?;
+                has_received = true;
             }
             turn.decrypt()?;
         }

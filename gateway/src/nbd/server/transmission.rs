@@ -280,14 +280,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
         self.services.pool.submit(self.visit.id(), Job { session, request, buffer, done, since: Instant::now() });
     }
 
-    /// Whether more input could be used: not while a whole request, or a part of a payload, waits for room.
+    /// Whether more input could be used: not while a whole request, or a part of a payload, waits for room. While one is held back
+    /// by limits there is still a look at what comes behind it, so that a client that leaves is noticed.
     fn wants_input(&self) -> bool {
         let waiting = self.input.filled().len();
         let is_starved = match self.incoming {
             Incoming::Header => waiting < Request::wire_len(self.session.framing),
             Incoming::Payload { .. } | Incoming::Refused { .. } => waiting == 0,
         };
-        is_starved && !self.is_closing
+        (is_starved || (self.hold.is_some() && waiting < INPUT)) && !self.is_closing
     }
 
     /// Receives into the payload that is due, or else into the input: how many bytes, 0 at the stream's end.
