@@ -117,7 +117,7 @@ impl Noise {
 fn seeds(first: u64) -> impl Iterator<Item = u64> {
     let number = |name: &str| std::env::var(name).ok().map(|n| n.parse::<u64>().unwrap());
     let first = number("COFFER_SEED").unwrap_or(first);
-    (first..first + number("COFFER_SEEDS").unwrap_or(1))
+    first..first + number("COFFER_SEEDS").unwrap_or(1)
 }
 
 #[test]
