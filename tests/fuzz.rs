@@ -11,7 +11,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "seeds are told, so that a failure can be repeated")]
 
 use coffer_gateway::nbd::proto::handshake::{self, Go, Info, MetaQuery};
-use coffer_gateway::nbd::proto::transmission::{self, Reply, Request};
+use coffer_gateway::nbd::proto::transmission::{self, Reply, Request, StatusQuery};
 use coffer_gateway::nbd::proto::{Framing, MAX_STRING};
 use coffer_mover::image_format::ImageFormat;
 use coffer_mover::location::{Location, SourceSpec};
@@ -538,6 +538,7 @@ fn nbd() -> Vec<Decoder<'static>> {
         Info::Name("disk".into()),
         Info::Description("of a machine".into()),
     ];
+    let query_of_status = StatusQuery { length: 1 << 33, contexts: vec![1, 7] };
     let statuses = [transmission::Status { length: 4096, flags: 0 }, transmission::Status { length: 65_536, flags: 3 }];
     let mut option_reply = Vec::new();
     handshake::encode_option_reply(7, 3, b"x", &mut option_reply);
@@ -567,6 +568,9 @@ fn nbd() -> Vec<Decoder<'static>> {
         Decoder::new("NBD hole", vec![transmission::encode_hole(1 << 30, 4096).to_vec()], |bytes| {
             let again = |(offset, len): &(u64, u32)| transmission::encode_hole(*offset, *len).to_vec();
             one_spelling(bytes, transmission::decode_hole(bytes), again)
+        }),
+        Decoder::new("NBD block status query", vec![query_of_status.encode()], |bytes| {
+            one_spelling(bytes, StatusQuery::decode(bytes), StatusQuery::encode)
         }),
         Decoder::new("NBD error", vec![transmission::encode_error(5, "the device failed")], |bytes| {
             read_only(transmission::decode_error(bytes))

@@ -93,6 +93,15 @@ setup_packages() {
         fail "apt-get could not install ${absent[*]}"
 }
 
+# Debian 12's own QEMU is 7.2, which lacks the extended headers of NBD.
+setup_qemu() {
+    local version
+    version=$(qemu-img --version | sed -n 's/^qemu-img version \([0-9.]*\).*/\1/p')
+    ! dpkg --compare-versions "$version" ge 8.2 || return 0
+    say "QEMU $version is older than 8.2: installing a newer one, to speak NBD's extended headers"
+    add_backports && install qemu-system-x86 qemu-utils qemu-block-extra || fail "apt-get could not install QEMU 8.2 or newer"
+}
+
 setup_toolchain() {
     command -v cargo >/dev/null || fail "no cargo: install a Rust toolchain with rustup"
     local tool
@@ -125,6 +134,7 @@ case "$*" in
 --bench) setup_packages "$base" "$bench" ;;
 *) fail "usage: tests/setup.sh [--bench]" ;;
 esac
+setup_qemu
 setup_toolchain
 setup_python
 setup_guest

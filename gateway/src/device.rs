@@ -79,6 +79,13 @@ pub trait BlockDevice: Send + Sync {
     /// range that is not empty, so perhaps less than the whole range. Neighbours of one content are merged where that is free.
     fn extents(&self, range: Range<u64>, max: usize) -> Result<Vec<Extent>>;
 
+    /// How deep what is read lies, from the start of `range` on, cut and counted as [`BlockDevice::extents`] are: 0 where nothing
+    /// is stored and zeroes are read, 1 where this device holds it by itself, 2 where the one below does, and so on.
+    fn depths(&self, range: Range<u64>, max: usize) -> Result<Vec<(Range<u64>, u32)>> {
+        let depth = |content| u32::from(content != Content::Zero);
+        Ok(self.extents(range, max)?.into_iter().map(|e| (e.range, depth(e.content))).collect())
+    }
+
     /// Says that `range` will be read soon. Advice only; returns at once.
     fn prefetch(&self, range: Range<u64>) {
         let _ = range;

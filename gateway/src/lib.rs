@@ -12,11 +12,16 @@ mod export;
 mod faulty_device;
 mod memory_device;
 pub mod nbd;
+mod snapshot_changes;
 mod snapshot_device;
 
 pub use coffer_repo::{Error, Kind, Result};
 pub use device::{BlockDevice, Content, Durability, Extent, Zeroing};
-pub use export::{Export, Exports};
+pub use export::{
+    Access, Activity, ActivityTotals, ChangeSource, Changes, Export, Exports, LATENCY_BOUNDS, Limits, Live, Network,
+    Peer, Permit,
+};
 pub use faulty_device::{Faults, FaultyDevice};
 pub use memory_device::MemoryDevice;
+pub use snapshot_changes::SnapshotChanges;
 pub use snapshot_device::SnapshotDevice;

@@ -26,13 +26,12 @@ pub enum Location {
 impl FromStr for Location {
     type Err = Error;
 
-    /// Takes `-`, an `nbd:` or `nbd+unix:` URI, or a path. Another scheme is `Unsupported`, by name.
+    /// Takes `-`, an NBD URI, or a path. Another scheme is `Unsupported`, by name.
     fn from_str(text: &str) -> Result<Self> {
         match scheme(text) {
             _ if text.is_empty() => Err(Error::invalid("an empty location: a path, an nbd:// URI or - is due")),
             _ if text == "-" => Ok(Location::Standard),
             None => Ok(Location::Path(PathBuf::from(text))),
-            // The two with TLS get their own answer there.
             Some("nbd" | "nbd+unix" | "nbds" | "nbds+unix") => Ok(Location::Nbd(text.parse()?)),
             Some(other) => Err(Error::new(
                 Kind::Unsupported,
@@ -154,6 +153,11 @@ mod tests {
             ("nbd://host", "disk", nbd("nbd://host")),
             ("nbd+unix:///sda?socket=/run/a=b", "sda", nbd("nbd+unix:///sda?socket=/run/a=b")),
             ("x=nbd+unix:///?socket=s", "x", nbd("nbd+unix:///?socket=s")),
+            (
+                "nbds://host/disk?tls-certificates=/etc/pki/x",
+                "disk",
+                nbd("nbds://host/disk?tls-certificates=/etc/pki/x"),
+            ),
         ] {
             assert_eq!(spec(text), (name.to_owned(), location), "{text}");
         }
@@ -164,7 +168,7 @@ mod tests {
         for (text, kind) in [
             ("libvirt:web1", Kind::Unsupported),
             ("a=rbd:pool/image", Kind::Unsupported),
-            ("nbds://host/x", Kind::Unsupported),
+            ("nbds://host/x?tls-psk-file=/k", Kind::Unsupported),
             ("", Kind::Invalid),
             ("=/srv/a.raw", Kind::Invalid),
             ("a b=/srv/a.raw", Kind::Invalid),

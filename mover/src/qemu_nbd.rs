@@ -94,7 +94,7 @@ impl QemuNbd {
         command.process_group(0);
         let child = command.spawn().map_err(|e| cannot_run("qemu-nbd", e))?;
         let mut qemu = QemuNbd { child, errors, _folder: folder };
-        let client = qemu.connect(&NbdUri { place: Place::Unix(socket), export: String::new() })?;
+        let client = qemu.connect(&NbdUri { place: Place::Unix(socket), export: String::new(), tls: None })?;
         Ok((qemu, client))
     }
 

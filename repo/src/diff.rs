@@ -1,4 +1,5 @@
 //! Which ranges differ between two disks, found by their maps alone: no chunk is read, and no subtree whose id is the same.
+//! [`diff`] compares all of them; [`DiskChanges`] answers for one range at a time and reads only nodes of that range.
 //!
 //! Not here: what differs within a range, which takes reading both. What holds: outside of the reported ranges the disks are
 //! equal; a range is made of whole entries of leaves, so that equal bytes are reported as changed where the leaves cut
@@ -8,12 +9,12 @@
 
 use crate::cancel::Cancel;
 use crate::disk_map::{Child, Geometry, LeafContent, LeafEntry, Node, identity};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::id::NodeId;
 use crate::nodes::{Nodes, Root};
 use crate::repository::Repository;
 use crate::snapshot::Disk;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 /// Bytes of decoded nodes kept.
@@ -41,27 +42,147 @@ pub fn diff(
     each: &mut dyn FnMut(Range<u64>) -> Result<()>,
 ) -> Result<DiffTotals> {
     let geometry = repo.geometry();
-    let of = |disk: &Disk| -> Result<Option<Side>> {
-        match Root::of(disk, geometry)?.node() {
-            Some(node) => {
-                let id = repo.keys().id_key().node_id(identity(&disk.root)?);
-                Ok(Some(Side::Read(id, Arc::clone(node))))
-            }
-            None => Ok(None),
-        }
-    };
+    let nodes = Nodes::new(Arc::clone(repo), NODE_CACHE)?;
     let top = geometry.root_level(old.size).max(geometry.root_level(new.size));
     let mut comparison = Comparison {
-        nodes: Nodes::new(Arc::clone(repo), NODE_CACHE)?,
+        nodes: &nodes,
         geometry,
+        within: 0..u64::MAX,
         cancel,
-        each,
+        each: &mut |range| each(range).map(ControlFlow::Continue),
+        is_enough: false,
         open: None,
         totals: DiffTotals { old_size: old.size, new_size: new.size, ..DiffTotals::default() },
     };
-    comparison.pair(of(old)?, of(new)?, top, 0)?;
+    comparison.pair(root(repo, old)?, root(repo, new)?, top, 0)?;
     comparison.emit()?;
     Ok(comparison.totals)
+}
+
+/// What compares disks of one repository range by range.
+pub struct Comparer {
+    repo: Arc<Repository>,
+    /// Shared by all comparisons.
+    nodes: Arc<Nodes>,
+}
+
+impl Comparer {
+    /// One for disks of `repo`.
+    pub fn new(repo: &Arc<Repository>) -> Result<Self> {
+        Ok(Comparer { repo: Arc::clone(repo), nodes: Arc::new(Nodes::new(Arc::clone(repo), NODE_CACHE)?) })
+    }
+
+    /// The comparison of `new` with `old`.
+    pub fn compare(&self, old: &Disk, new: &Disk) -> Result<DiskChanges> {
+        Ok(DiskChanges {
+            nodes: Arc::clone(&self.nodes),
+            geometry: self.repo.geometry(),
+            old: root(&self.repo, old)?,
+            new: root(&self.repo, new)?,
+            sizes: (old.size, new.size),
+        })
+    }
+}
+
+/// Where a disk differs from another one, to be asked range by range.
+pub struct DiskChanges {
+    nodes: Arc<Nodes>,
+    geometry: Geometry,
+    old: Option<Side>,
+    new: Option<Side>,
+    /// Old and new, in bytes.
+    sizes: (u64, u64),
+}
+
+impl DiskChanges {
+    /// Stretches that cover `range` of the new disk from its start on, in order and without gaps, no two neighbours alike: whether
+    /// each may differ from the old disk. At most `max` of them, at least one for a range that is not empty, so perhaps
+    /// less than the whole range. What lies beyond the old disk's end differs. `Invalid` beyond the new disk's end.
+    pub fn within(&self, range: Range<u64>, max: usize) -> Result<Vec<(Range<u64>, bool)>> {
+        let (old_size, new_size) = self.sizes;
+        if range.start > range.end || range.end > new_size {
+            let text = format!("bytes {} to {} lie beyond the disk's {new_size} bytes", range.start, range.end);
+            return Err(Error::new(Kind::Invalid, text));
+        }
+        let mut stretches = Stretches { found: Vec::new(), at: range.start, end: range.end, max };
+        let compared = range.start..range.end.min(old_size);
+        if !compared.is_empty() && max > 0 {
+            let never = Cancel::default();
+            let mut comparison = Comparison {
+                nodes: &self.nodes,
+                geometry: self.geometry,
+                within: compared.clone(),
+                cancel: &never,
+                each: &mut |changed| {
+                    Ok(stretches.change(changed.start.max(compared.start)..changed.end.min(compared.end)))
+                },
+                is_enough: false,
+                open: None,
+                totals: DiffTotals { old_size, new_size, ..DiffTotals::default() },
+            };
+            let top = self.geometry.root_level(old_size).max(self.geometry.root_level(new_size));
+            comparison.pair(self.old.clone(), self.new.clone(), top, 0)?;
+            if !comparison.is_enough {
+                comparison.emit()?;
+            }
+        }
+        if range.end > old_size {
+            let _ = stretches.change(range.start.max(old_size)..range.end);
+        }
+        Ok(stretches.ended())
+    }
+}
+
+/// Stretches as they are found.
+struct Stretches {
+    found: Vec<(Range<u64>, bool)>,
+    /// Where the last one ends.
+    at: u64,
+    end: u64,
+    max: usize,
+}
+
+impl Stretches {
+    /// Adds a changed range, and what lies before it; says when there is room for no more.
+    fn change(&mut self, range: Range<u64>) -> ControlFlow<()> {
+        if range.is_empty() {
+            return ControlFlow::Continue(());
+        }
+        self.add(range.start, false);
+        self.add(range.end, true);
+        if self.found.len() >= self.max { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    /// Adds what lies between the last end and `end`, as long as there is room.
+    fn add(&mut self, end: u64, has_changed: bool) {
+        let is_full = self.found.len() >= self.max;
+        match self.found.last_mut() {
+            // Beyond what there was no room for nothing is known.
+            Some((last, _)) if last.end != self.at => {}
+            _ if end <= self.at => {}
+            Some((last, same)) if *same == has_changed => last.end = end,
+            _ if !is_full => self.found.push((self.at..end, has_changed)),
+            _ => {}
+        }
+        self.at = self.at.max(end);
+    }
+
+    /// With the rest, which did not change.
+    fn ended(mut self) -> Vec<(Range<u64>, bool)> {
+        self.add(self.end, false);
+        self.found
+    }
+}
+
+/// The root of a disk.
+fn root(repo: &Repository, disk: &Disk) -> Result<Option<Side>> {
+    match Root::of(disk, repo.geometry())?.node() {
+        Some(node) => {
+            let id = repo.keys().id_key().node_id(identity(&disk.root)?);
+            Ok(Some(Side::Read(id, Arc::clone(node))))
+        }
+        None => Ok(None),
+    }
 }
 
 /// One disk's subtree; `None` is all zero.
@@ -82,10 +203,14 @@ impl Side {
 }
 
 struct Comparison<'a> {
-    nodes: Nodes,
+    nodes: &'a Nodes,
     geometry: Geometry,
+    /// Subtrees that lie elsewhere are not looked at; ranges may reach out of it.
+    within: Range<u64>,
     cancel: &'a Cancel,
-    each: &'a mut dyn FnMut(Range<u64>) -> Result<()>,
+    each: &'a mut dyn FnMut(Range<u64>) -> Result<ControlFlow<()>>,
+    /// `each` wants no more.
+    is_enough: bool,
     /// The last range, which may go on.
     open: Option<Range<u64>>,
     totals: DiffTotals,
@@ -96,7 +221,12 @@ impl Comparison<'_> {
     fn pair(&mut self, old: Option<Side>, new: Option<Side>, level: u8, base: u64) -> Result<()> {
         self.cancel.check()?;
         // A node's id tells its level, too.
-        if old.as_ref().map(Side::id) == new.as_ref().map(Side::id) {
+        if self.is_enough || old.as_ref().map(Side::id) == new.as_ref().map(Side::id) {
+            return Ok(());
+        }
+        let start = base.saturating_mul(self.geometry.window);
+        let end = base.saturating_add(self.geometry.windows_of_level(level)).saturating_mul(self.geometry.window);
+        if end <= self.within.start || start >= self.within.end {
             return Ok(());
         }
         if level == 0 {
@@ -146,6 +276,9 @@ impl Comparison<'_> {
         let base = window.saturating_mul(self.geometry.window);
         let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
         while let Some(start) = [old.peek(), new.peek()].into_iter().flatten().map(|e| e.start).min() {
+            if self.is_enough {
+                break;
+            }
             let (a, b) = (old.next_if(|e| e.start == start), new.next_if(|e| e.start == start));
             if a.zip(b).is_some_and(|(a, b)| same(a, b)) {
                 continue;
@@ -177,7 +310,8 @@ impl Comparison<'_> {
         let Some(range) = self.open.take() else { return Ok(()) };
         self.totals.changed += range.end - range.start;
         self.totals.ranges += 1;
-        (self.each)(range)
+        self.is_enough |= (self.each)(range)?.is_break();
+        Ok(())
     }
 }
 

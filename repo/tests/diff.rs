@@ -6,7 +6,7 @@ mod bench;
 
 use bench::{Bench, back_up, back_up_as, image, leaves, merge};
 use coffer_repo::cancel::Cancel;
-use coffer_repo::diff::{DiffTotals, diff};
+use coffer_repo::diff::{Comparer, DiffTotals, diff};
 use coffer_repo::disk_map::{LeafContent, LeafEntry};
 use coffer_repo::index::Index;
 use coffer_repo::repository::Repository;
@@ -68,9 +68,49 @@ fn check(repo: &Arc<Repository>, index: &Arc<Index>, a: &[u8], b: &[u8]) -> Vec<
         }
         outside = usize::try_from(range.end).unwrap_or(usize::MAX);
     }
+    check_by_range(repo, &disk(&old), &disk(&new), &ranges);
     assert_eq!(ranges_of(repo, &disk(&new), &disk(&old)).0, ranges, "the other way round");
     assert_eq!(ranges_of(repo, &disk(&new), &disk(&new)).0, []);
     ranges
+}
+
+/// Asked range by range, a comparison says what the whole one says, and that all beyond the old disk's end changed.
+fn check_by_range(repo: &Arc<Repository>, old: &Disk, new: &Disk, ranges: &[Range<u64>]) {
+    let changes = Comparer::new(repo).unwrap().compare(old, new).unwrap();
+    let mut due = ranges.to_vec();
+    if new.size > old.size {
+        due.retain(|r| r.start < old.size);
+        let last = due.pop().map_or(old.size..new.size, |r| if r.end >= old.size { r.start..new.size } else { r });
+        if last.end < new.size {
+            due.push(last);
+            due.push(old.size..new.size);
+        } else {
+            due.push(last);
+        }
+    }
+    let steps = [u64::MAX, 1 << 20, new.size / 3 + 1];
+    for (max, step) in steps.iter().flat_map(|step| [(1, *step), (3, *step), (usize::MAX, *step)]) {
+        let (mut at, mut found) = (0, Vec::new());
+        while at < new.size {
+            let end = at.saturating_add(step).min(new.size);
+            let stretches = changes.within(at..end, max).unwrap();
+            assert!(!stretches.is_empty() && stretches.len() <= max);
+            assert!(stretches.iter().zip(stretches.iter().skip(1)).all(|(a, b)| a.1 != b.1), "{stretches:?}");
+            for (stretch, has_changed) in stretches {
+                assert_eq!(stretch.start, at);
+                assert!(stretch.end > at && stretch.end <= end);
+                at = stretch.end;
+                if has_changed {
+                    merge(&mut found, stretch);
+                }
+            }
+            assert!(max < usize::MAX || at == end);
+        }
+        let due: Vec<_> = due.iter().map(|r| r.start..r.end.min(new.size)).filter(|r| !r.is_empty()).collect();
+        assert_eq!(found, due, "at most {max} of each {step}");
+    }
+    assert_eq!(changes.within(0..0, 5).unwrap(), []);
+    assert_eq!(changes.within(0..new.size + 1, 5).unwrap_err().kind(), Kind::Invalid);
 }
 
 #[test]

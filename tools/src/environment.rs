@@ -43,6 +43,14 @@ impl Environment {
     }
 }
 
+/// How many sockets a service manager hands to this process (`LISTEN_FDS`); `None` when it does not mean this process
+/// (`LISTEN_PID`), or says nothing that makes sense.
+pub(crate) fn handed_sockets() -> Option<u16> {
+    let number = |name: &str| std::env::var(name).ok()?.parse::<u32>().ok();
+    let count = number("LISTEN_FDS").filter(|_| number("LISTEN_PID") == Some(std::process::id()))?;
+    u16::try_from(count).ok().filter(|count| *count > 0)
+}
+
 /// A folder for short-lived private things.
 pub(crate) fn scratch() -> PathBuf {
     std::env::temp_dir()

@@ -1,24 +1,25 @@
 //! `coffer serve`: disks of points over the network.
+//!
+//! ```text
+//!   place        where: a port, a socket file, or what systemd hands over (activation)
+//!   offer        what, to whom, how fast, compared with what
+//! ```
+//! Not here: serving ([`coffer_gateway::nbd`]). What holds: nothing listens before all that was asked for is found and allowed.
+
+mod activation;
+mod offer;
+mod place;
 
 use crate::budgets::Budgets;
-use crate::context::{Context, choose, choose_disk};
-use crate::exit::{Result, describe};
+use crate::context::Context;
+use crate::exit::{Result, describe, wrong_use};
 use crate::signal;
-use clap::Subcommand;
-use coffer_gateway::nbd::{Listener, Report, Server, ServerOptions};
-use coffer_gateway::{Export, Exports, SnapshotDevice};
-use coffer_repo::Error;
-use coffer_repo::catalog::Pin;
-use coffer_repo::id::SnapshotId;
-use coffer_repo::point::PointName;
-use std::collections::HashMap;
-use std::net::ToSocketAddrs;
+use clap::{Subcommand, ValueEnum};
+use coffer_gateway::nbd::{Report, Server, ServerOptions, Tls, TlsDemand, TlsFiles, no_psk};
+use offer::{AllowSpec, ChangedSpec, ExportSpec, LimitSpec};
+use place::{Place, SocketMode};
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::sync::Arc;
-
-/// Permission bits of a socket file: its owner's only.
-const SOCKET_MODE: u32 = 0o600;
 
 /// Serve disks of points to hypervisors and other clients
 #[derive(Debug, clap::Args)]
@@ -29,37 +30,81 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Nbd(Nbd),
+    Nbd(Box<Nbd>),
 }
 
 /// Serve disks as NBD exports, read-only, until a signal ends it
 #[derive(Debug, clap::Args)]
 struct Nbd {
-    /// Where: HOST:PORT, or unix:PATH for a socket file that only its owner may use
-    #[arg(long, value_name = "HOST:PORT|unix:PATH")]
-    listen: Place,
+    /// Where: HOST:PORT, unix:PATH for a socket file, or systemd for the sockets that systemd hands over. May be repeated
+    #[arg(long, value_name = "HOST:PORT|unix:PATH|systemd", required = true)]
+    listen: Vec<Place>,
+
+    /// Permissions of socket files
+    #[arg(long, value_name = "OCTAL", default_value = "0600")]
+    socket_mode: SocketMode,
 
     /// What: the exports. Without NAME= an export is called as its point is written here
     #[arg(required = true, value_name = "[NAME=]POINT[:DISK]")]
     exports: Vec<ExportSpec>,
 
+    /// Who may use an export; to all others it does not exist. Networks as in 10.0.0.0/8, cert: and the common name of a client's
+    /// certificate, uid: and the number of a user on a unix socket. Without it everybody may
+    #[arg(long, value_name = "EXPORT=NETWORK|cert:NAME|uid:N,..")]
+    allow: Vec<AllowSpec>,
+
+    /// How much of an export all its clients together get a second, as in vda=2000/100M; either number may be left out
+    #[arg(long, value_name = "EXPORT=REQUESTS/BYTES")]
+    limit: Vec<LimitSpec>,
+
+    /// Also tell clients what changed since another point, as the metadata context coffer:changed:POINT. Without EXPORT= for each
+    /// export of the point's machine and disk; all stands for all points of the machine, and holds them while it serves
+    #[arg(long, value_name = "[EXPORT=]POINT|all")]
+    changed_since: Vec<ChangedSpec>,
+
+    #[command(flatten)]
+    encryption: Encryption,
+
+    /// Clients at once, at each place
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    max_connections: u32,
+
+    /// Requests of one client that may wait for storage; it is not listened to beyond
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    max_requests: u16,
+
     #[command(flatten)]
     budgets: Budgets,
 }
 
-/// Where to listen, as a person writes it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Place {
-    Socket(PathBuf),
-    /// Looked up when it is needed.
-    HostAndPort(String),
+/// TLS, as arguments.
+#[derive(Debug, clap::Args)]
+struct Encryption {
+    /// Certificate for TLS, and those between it and its authority (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+
+    /// The certificate's private key (PEM), which others must not be able to read
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+
+    /// Authority (PEM) whose certificates clients have to have; without, clients need none
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_client_ca: Option<PathBuf>,
+
+    /// Whether clients may do without TLS, once there is a certificate
+    #[arg(long, value_enum, default_value_t = Demand::Required, requires = "tls_cert")]
+    tls: Demand,
+
+    /// Not supported: pre-shared keys
+    #[arg(long, value_name = "FILE", hide = true)]
+    tls_psk: Option<PathBuf>,
 }
 
-/// An export, as a person writes it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct ExportSpec {
-    name: String,
-    point: PointName,
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Demand {
+    Required,
+    Allowed,
 }
 
 impl Arguments {
@@ -72,116 +117,55 @@ impl Arguments {
 
 impl Nbd {
     fn run(&self, context: &Context) -> Result<()> {
-        let listener = self.listen.listener()?;
+        let tls = self.encryption.open()?;
+        if self.encryption.tls_client_ca.is_none() && self.allow.iter().any(AllowSpec::names_certificate) {
+            return Err(wrong_use("--allow EXPORT=cert:NAME needs TLS with client certificates: add --tls-client-ca"));
+        }
+        let listeners = place::listeners(&self.listen, self.socket_mode)?;
         let stopped = signal::stopped(&context.terminal)?;
-        let exports = self.exports(context)?;
+        let offer = offer::Offer {
+            exports: &self.exports,
+            allow: &self.allow,
+            limit: &self.limit,
+            changed_since: &self.changed_since,
+        };
+        let exports = offer.open(context, self.budgets.reader_options())?;
         let terminal = Arc::clone(&context.terminal);
         let report: Report = Arc::new(move |error| terminal.notice(describe(error)));
-        let options = ServerOptions { report: Some(report), ..ServerOptions::default() };
-        let server = Server::start(&listener, exports, options)?;
-        for spec in &self.exports {
-            context.terminal.notice(format_args!("listening on {}", server.uri(&spec.name)));
+        let options = ServerOptions {
+            max_connections: self.max_connections,
+            requests_in_flight: self.max_requests.into(),
+            tls,
+            report: Some(report),
+            ..ServerOptions::default()
+        };
+        let servers = listeners.iter().map(|listener| Server::start(listener, Arc::clone(&exports), options.clone()));
+        let servers = servers.collect::<coffer_repo::Result<Vec<Server>>>()?;
+        for server in &servers {
+            for spec in &self.exports {
+                context.terminal.notice(format_args!("listening on {}", server.uri(&spec.name)));
+            }
         }
-        // An error says that the thread that listens for signals is gone: then nobody could stop the server any more.
+        // An error says that the thread that listens for signals is gone: then nobody could stop the servers any more.
         let _ = stopped.recv();
-        server.stop();
+        servers.into_iter().for_each(Server::stop);
         Ok(())
     }
-
-    fn exports(&self, context: &Context) -> Result<Arc<Exports>> {
-        let repo = context.open()?;
-        let points = context.points(&repo)?;
-        let reader = context.reader(&repo, self.budgets.reader_options())?;
-        let exports = Exports::new();
-        let mut pins: HashMap<SnapshotId, Arc<Pin>> = HashMap::new();
-        for spec in &self.exports {
-            let snapshot = choose(&spec.point, &points)?;
-            let disk = choose_disk(&spec.point, snapshot)?;
-            let pin = match pins.get(&snapshot.id()) {
-                Some(pin) => Arc::clone(pin),
-                None => context.pin(&repo, snapshot, "export")?,
-            };
-            pins.insert(snapshot.id(), Arc::clone(&pin));
-            exports.add(Export {
-                name: spec.name.clone(),
-                device: Arc::new(SnapshotDevice::new(reader.disk(snapshot, &disk.name)?, Some(pin))),
-                description: format!("{}@{}:{}", snapshot.workload, snapshot.time(), disk.name),
-                read_only: true,
-            })?;
-        }
-        Ok(Arc::new(exports))
-    }
 }
 
-impl Place {
-    fn listener(&self) -> Result<Listener> {
-        match self {
-            Place::Socket(path) => Ok(Listener::Unix { path: path.clone(), mode: SOCKET_MODE }),
-            Place::HostAndPort(text) => {
-                let found = text.to_socket_addrs().map(|mut addresses| addresses.next());
-                match found {
-                    Ok(Some(address)) => Ok(Listener::Tcp(address)),
-                    Ok(None) => Err(Error::invalid(format!("{text} has no address")).into()),
-                    Err(e) => Err(Error::invalid(format!("looking up {text}")).with_source(e).into()),
-                }
-            }
+impl Encryption {
+    /// What was asked for; `None` for none.
+    fn open(&self) -> Result<Option<Tls>> {
+        if let Some(file) = &self.tls_psk {
+            return Err(no_psk(&format!("--tls-psk {}", file.display())).into());
         }
-    }
-}
-
-impl FromStr for Place {
-    type Err = String;
-
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        if let Some(path) = text.strip_prefix("unix:") {
-            return match path {
-                "" => Err("unix: lacks the path of the socket".to_owned()),
-                path => Ok(Place::Socket(path.into())),
-            };
-        }
-        match text.rsplit_once(':') {
-            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
-                Ok(Place::HostAndPort(text.to_owned()))
-            }
-            _ => Err("neither HOST:PORT, as in 127.0.0.1:10809, nor unix:PATH".to_owned()),
-        }
-    }
-}
-
-impl FromStr for ExportSpec {
-    type Err = Error;
-
-    fn from_str(text: &str) -> std::result::Result<Self, Error> {
-        let (name, point) = text.split_once('=').unwrap_or((text, text));
-        Ok(ExportSpec { name: name.to_owned(), point: PointName::parse(point)? })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn places_are_sockets_or_ports() {
-        for (text, place) in [
-            ("unix:/run/x.sock", Place::Socket("/run/x.sock".into())),
-            ("unix:a:1", Place::Socket("a:1".into())),
-            ("localhost:10809", Place::HostAndPort("localhost:10809".into())),
-            ("[::1]:0", Place::HostAndPort("[::1]:0".into())),
-        ] {
-            assert_eq!(text.parse(), Ok(place), "{text}");
-        }
-        for bad in ["", "unix:", ":10809", "localhost", "localhost:", "localhost:99999", "/run/x.sock"] {
-            assert!(bad.parse::<Place>().is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn an_export_has_the_name_it_is_given_or_its_points() {
-        let spec: ExportSpec = "root=web@latest:vda".parse().unwrap();
-        assert_eq!((spec.name.as_str(), spec.point), ("root", PointName::parse("web@latest:vda").unwrap()));
-        let spec: ExportSpec = "web@-1".parse().unwrap();
-        assert_eq!((spec.name.as_str(), spec.point), ("web@-1", PointName::parse("web@-1").unwrap()));
-        assert!("x=web@noon".parse::<ExportSpec>().is_err());
+        let (Some(certificate), Some(key)) = (&self.tls_cert, &self.tls_key) else { return Ok(None) };
+        let files =
+            TlsFiles { certificate: certificate.clone(), key: key.clone(), client_ca: self.tls_client_ca.clone() };
+        let demand = match self.tls {
+            Demand::Required => TlsDemand::Required,
+            Demand::Allowed => TlsDemand::Allowed,
+        };
+        Ok(Some(Tls::open(&files, demand)?))
     }
 }

@@ -4,9 +4,9 @@
 //!   NbdClient        cuts requests to what the server takes, keeps to its block size      this file
 //!     Connection     many callers, one socket: requests out, replies back to their callers
 //!     negotiation    from a fresh socket to an agreement
-//!     socket         unix or TCP, bounded waiting
+//!     socket         unix or TCP, TLS, bounded waiting
 //! ```
-//! Not here: TLS, reconnecting (the caller knows whether a run may go on), several connections. What holds: any number of
+//! Not here: reconnecting (the caller knows whether a run may go on), several connections. What holds: any number of
 //! threads may call at once and their requests are in flight together; a server that breaks the protocol, closes or goes
 //! silent gives an error to every caller and never a hang (see [`ClientOptions`]); a failed connection stays failed.
 
@@ -14,9 +14,10 @@ mod connection;
 mod negotiation;
 mod socket;
 
-use super::proto::transmission::{Status, allocation, command, command_flag};
+use super::proto::transmission::{Status, StatusQuery, allocation, command, command_flag};
 use super::proto::{Framing, export_flag};
-use super::uri::NbdUri;
+use super::tls;
+use super::uri::{NbdUri, Place, TlsUri};
 use crate::device::{BlockDevice, Content, Durability, Extent, Zeroing, check_range};
 use crate::{Error, Kind, Result};
 use connection::{Call, Connection, Wanted};
@@ -29,6 +30,8 @@ use std::time::Duration;
 
 /// The metadata context that every server has that has any.
 const BASE_ALLOCATION: &str = "base:allocation";
+/// Who a server on a socket file has to be.
+const LOCAL_NAME: &str = "localhost";
 /// The largest zero or trim at once, so that each is answered in bounded time.
 const MAX_EFFECT: u64 = 1 << 30;
 /// The largest status request without extended headers: a multiple of every block size.
@@ -67,8 +70,9 @@ pub struct NbdClient {
 }
 
 impl NbdClient {
-    /// Connects and agrees with the server. Errors name the URI; a missing socket or export is `NotFound`, TLS and servers
-    /// older than fixed newstyle are `Unsupported`, everything else about the network is `Unavailable`.
+    /// Connects and agrees with the server. Errors name the URI; a missing socket or export is `NotFound`, servers older than fixed
+    /// newstyle, and those that want or lack TLS, are `Unsupported`, certificates that do not please `Invalid`, everything
+    /// else about the network is `Unavailable`.
     pub fn connect(uri: &NbdUri, options: &ClientOptions) -> Result<NbdClient> {
         let connect = || {
             let socket = Socket::connect(&uri.place, options.connect_timeout)?;
@@ -76,6 +80,12 @@ impl NbdClient {
             let contexts = contexts.collect::<Vec<_>>();
             let set = |time| socket.set_timeout(time).map_err(|e| Error::io("bounding the socket's patience", e));
             set(Some(options.connect_timeout))?;
+            negotiation::greet(&socket, options.connect_timeout)?;
+            let socket = match &uri.tls {
+                None => socket,
+                Some(tls) => encrypted(socket, &uri.place, tls, options.connect_timeout)?,
+            };
+            let set = |time| socket.set_timeout(time).map_err(|e| Error::io("bounding the socket's patience", e));
             let agreed = negotiation::negotiate(&socket, &uri.export, &contexts, options.connect_timeout)?;
             set(options.reply_timeout)?;
             Ok((socket, agreed))
@@ -127,7 +137,14 @@ impl NbdClient {
         }
         let flags = if max == 1 { command_flag::REQ_ONE } else { 0 };
         let mut extents: Vec<Status> = Vec::new();
-        self.call(command::BLOCK_STATUS, flags, &asked, &[], Wanted::Extents(id, &mut extents))?;
+        let wanted = Wanted::Extents(id, &mut extents);
+        if self.can(export_flag::BLOCK_STATUS_PAYLOAD) && self.agreed.contexts.len() > 1 {
+            // Spares the server, and the wire, what the other contexts would say.
+            let query = StatusQuery { length: asked.end - asked.start, contexts: vec![id] };
+            self.call(command::BLOCK_STATUS, flags, &asked, &query.encode(), wanted)?;
+        } else {
+            self.call(command::BLOCK_STATUS, flags, &asked, &[], wanted)?;
+        }
 
         let mut found: Vec<(Range<u64>, u64)> = Vec::new();
         let mut at = asked.start;
@@ -373,6 +390,22 @@ impl Drop for NbdClient {
     fn drop(&mut self) {
         self.disconnect();
     }
+}
+
+/// Asks for TLS and turns it on.
+fn encrypted(socket: Socket, place: &Place, tls: &TlsUri, time: Duration) -> Result<Socket> {
+    let Some(folder) = &tls.certificates else {
+        let text =
+            "with TLS the authority of the server has to be known: add tls-certificates=FOLDER, with its ca-cert.pem";
+        return Err(Error::invalid(text));
+    };
+    let config = tls::client(folder)?;
+    negotiation::ask_for_tls(&socket, time)?;
+    let host = match place {
+        Place::Tcp(host, _) => host.as_str(),
+        Place::Unix(_) => LOCAL_NAME,
+    };
+    socket.encrypt(config, tls.hostname.as_deref().unwrap_or(host), time)
 }
 
 /// `range` in pieces of at most `step` bytes.

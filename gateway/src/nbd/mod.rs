@@ -4,15 +4,19 @@
 //!   proto     every message as bytes, pure          errno    error kinds <-> NBD errors
 //!   client    a BlockDevice over a connection       uri      where a server is
 //!   server    exports over sockets (async inside, synchronous to its caller)
+//!   tls       files and rules of encryption         certificate   whose one is
 //! ```
-//! Not here: TLS (a later issue), what a device is.
+//! Not here: what a device is.
 
+mod certificate;
 mod client;
 mod errno;
 pub mod proto;
 mod server;
+mod tls;
 mod uri;
 
 pub use client::{ClientOptions, NbdClient};
-pub use server::{Listener, Report, Server, ServerOptions, Statistics};
-pub use uri::{DEFAULT_PORT, NbdUri, Place};
+pub use server::{ConnectionReport, Listener, Report, Server, ServerOptions, Statistics};
+pub use tls::{Tls, TlsDemand, TlsFiles, no_psk};
+pub use uri::{DEFAULT_PORT, NbdUri, Place, TlsUri};

@@ -42,6 +42,8 @@ pub mod export_flag {
     pub const CACHE: u16 = 1 << 10;
     /// FAST_ZERO is understood.
     pub const FAST_ZERO: u16 = 1 << 11;
+    /// BLOCK_STATUS may say which contexts are wanted.
+    pub const BLOCK_STATUS_PAYLOAD: u16 = 1 << 12;
 }
 
 /// Errors as they travel: the numbers are the protocol's own, equal to Linux's by intent.

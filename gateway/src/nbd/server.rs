@@ -2,22 +2,28 @@
 //!
 //! ```text
 //!   Server::start     socket threads (one event loop each), storage threads            this file
-//!     listener        a socket file or a port
-//!     negotiation     which export, which dialect; bounded in time, number and size
-//!     transmission    requests in, replies out; answers from memory at once
+//!     listener        a socket file, a port, or a socket that was handed over
+//!     connections     who is there, for whoever asks
+//!     conversation    one connection from its first byte to its last: the next three in turn
+//!     negotiation     which export, which dialect, TLS; bounded in time, number and size
+//!     transmission    requests in, replies out; answers from memory at once; waits for an export's limits
 //!       session       what a request does to a device
+//!       context       what block status tells
 //!       reply         how the answer looks
 //!     pool            threads that wait for storage, connections taking turns
 //! ```
 //! The caller is synchronous: [`Server`] owns its threads and ends them. A connection lives on one socket thread, so that a
 //! request answered from memory costs one receive and one send and no hand-over; only what has to wait crosses to the pool.
 //!
-//! Not here: TLS, who may connect (the socket's permissions and the network decide). What holds: a client can neither crash the
-//! server nor make it use more memory than `max_connections` x about (`bytes_in_flight` + 6 MiB), nor delay others by
-//! more than a request per storage thread and a batch per socket thread; an error of a device concerns the request it
-//! belongs to.
+//! Not here: what TLS goes by ([`super::Tls`]), who may use an export (the exports know), who may connect at all (the socket's
+//! permissions and the network decide). What holds: a client can neither crash the server nor make it use more memory than
+//! `max_connections` x about (`bytes_in_flight` + 6 MiB), nor delay others by more than a request per storage thread and a
+//! batch per socket thread; an error of a device concerns the request it belongs to.
 
 mod buffer;
+mod connections;
+mod context;
+mod conversation;
 mod listener;
 mod negotiation;
 mod pool;
@@ -25,25 +31,28 @@ mod reply;
 mod session;
 mod transmission;
 
+pub use connections::ConnectionReport;
 pub use listener::Listener;
 
-use super::uri::{NbdUri, Place};
-use crate::export::Exports;
+use super::tls::Tls;
+use super::uri::{NbdUri, Place, TlsUri};
+use crate::export::{Exports, Peer};
 use crate::{Error, Result};
+use connections::Connections;
+use conversation::converse;
 use listener::{Listening, ListeningSocket, SocketFile};
 use pool::Pool;
-use std::future::{Future, poll_fn};
+use rustix::net::sockopt::socket_peercred;
+use std::future::Future;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{Semaphore, watch};
-use tokio::time::{sleep, timeout};
-use transmission::Transmission;
+use tokio::time::sleep;
 
 /// After a failure to accept, most likely for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -69,6 +78,8 @@ pub struct ServerOptions {
     pub handshake_timeout: Duration,
     /// How long connections may take to finish what is in flight when the server stops.
     pub stop_timeout: Duration,
+    /// Encryption; none unless said otherwise.
+    pub tls: Option<Tls>,
     /// Told of errors; nobody by default.
     pub report: Option<Report>,
 }
@@ -83,6 +94,7 @@ impl Default for ServerOptions {
             bytes_in_flight: 32 << 20,
             handshake_timeout: Duration::from_secs(10),
             stop_timeout: Duration::from_secs(10),
+            tls: None,
             report: None,
         }
     }
@@ -118,6 +130,7 @@ struct Services {
     options: ServerOptions,
     pool: Pool,
     counters: Counters,
+    connections: Connections,
 }
 
 #[derive(Default)]
@@ -148,7 +161,13 @@ impl Server {
     pub fn start(listener: &Listener, exports: Arc<Exports>, options: ServerOptions) -> Result<Server> {
         let Listening { socket, place, file } = listener.open()?;
         let pool = Pool::start(options.storage_threads)?;
-        let services = Arc::new(Services { exports, options, pool, counters: Counters::default() });
+        let services = Arc::new(Services {
+            exports,
+            options,
+            pool,
+            counters: Counters::default(),
+            connections: Connections::default(),
+        });
         let (stop, stopped) = watch::channel(false);
         let runtimes = (0..services.options.socket_threads.max(1))
             .map(|_| Builder::new_current_thread().enable_all().build())
@@ -183,7 +202,15 @@ impl Server {
     /// The URI of one of its exports.
     #[must_use]
     pub fn uri(&self, export: &str) -> NbdUri {
-        NbdUri { place: self.place.clone(), export: export.to_owned() }
+        let is_required = self.services.options.tls.as_ref().is_some_and(Tls::is_required);
+        let tls = is_required.then(TlsUri::default);
+        NbdUri { place: self.place.clone(), export: export.to_owned(), tls }
+    }
+
+    /// Who is connected now.
+    #[must_use]
+    pub fn connections(&self) -> Vec<ConnectionReport> {
+        self.services.connections.reports()
     }
 
     /// What it did so far.
@@ -269,6 +296,19 @@ impl Door {
     }
 }
 
+impl Accepted {
+    /// Whom the kernel says is there.
+    fn peer(&self) -> Peer {
+        // A client that is gone already is nobody, and gets no further.
+        match self {
+            Accepted::Unix(s) => {
+                Peer { user: socket_peercred(s).ok().map(|credentials| credentials.uid.as_raw()), ..Peer::default() }
+            }
+            Accepted::Tcp(s) => Peer { address: s.peer_addr().ok().map(|a| a.ip().to_canonical()), ..Peer::default() },
+        }
+    }
+}
+
 impl Acceptor {
     async fn run(self, socket: ListeningSocket) {
         let mut stopped = self.stopped.clone();
@@ -281,7 +321,7 @@ impl Acceptor {
     /// Deals out whoever comes, for ever.
     async fn accept_all(&self, socket: ListeningSocket) -> io::Result<()> {
         let door = Door::open(socket)?;
-        for (lane, event_loop) in (0..).zip(self.loops.iter().cycle()) {
+        for (id, event_loop) in (0..).zip(self.loops.iter().cycle()) {
             let accepted = match door.accept().await {
                 Ok(accepted) => accepted,
                 Err(e) => {
@@ -305,11 +345,13 @@ impl Acceptor {
                 let counters = &services.counters;
                 counters.connections.fetch_add(1, Ordering::Relaxed);
                 counters.open_connections.fetch_add(1, Ordering::Relaxed);
+                let visit = services.connections.open(id, accepted.peer());
                 // How a connection ended is the client's affair; errors of devices were reported where they happened.
                 let _ = match accepted {
-                    Accepted::Unix(s) => converse(listener::tuned_local(s), lane, &services, stopped).await,
-                    Accepted::Tcp(s) => converse(listener::tuned(s), lane, &services, stopped).await,
+                    Accepted::Unix(s) => converse(listener::tuned_local(s), &visit, &services, stopped).await,
+                    Accepted::Tcp(s) => converse(listener::tuned(s), &visit, &services, stopped).await,
                 };
+                services.connections.close(&visit);
                 counters.open_connections.fetch_sub(1, Ordering::Relaxed);
             });
         }
@@ -321,29 +363,4 @@ impl Acceptor {
             report(&Error::io(format!("NBD server: {what}"), error));
         }
     }
-}
-
-/// One connection from its first byte to its last.
-async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
-    stream: io::Result<S>,
-    lane: u64,
-    services: &Arc<Services>,
-    mut stopped: watch::Receiver<bool>,
-) -> io::Result<()> {
-    let mut stream = stream?;
-    let options = &services.options;
-    let handshake = negotiation::negotiate(&mut stream, &services.exports, options.report.clone());
-    let session = tokio::select! {
-        _ = stopped.wait_for(|is_stopped| *is_stopped) => return Ok(()),
-        agreed = timeout(options.handshake_timeout, handshake) => agreed??,
-    };
-    let Some(session) = session else { return Ok(()) };
-    let mut transmission = Transmission::new(stream, session, lane, Arc::clone(services));
-    tokio::select! {
-        biased;
-        ended = poll_fn(|cx| transmission.poll_run(cx)) => return ended,
-        _ = stopped.wait_for(|is_stopped| *is_stopped) => {}
-    }
-    transmission.close();
-    timeout(options.stop_timeout, poll_fn(|cx| transmission.poll_run(cx))).await?
 }

@@ -1,9 +1,13 @@
-//! NBD URIs: `nbd://host[:port]/export` and `nbd+unix:///export?socket=path`.
+//! NBD URIs: `nbd://host[:port]/export` and `nbd+unix:///export?socket=path`, with TLS `nbds://` and `nbds+unix://`.
 //!
-//! Not here: connecting. What holds: percent escapes are decoded in host, export and socket; what this client cannot do
-//! (`nbds`, user names, unknown parameters) is refused by name, never ignored.
+//! With TLS, as libnbd has it: `tls-certificates=folder` (ca-cert.pem, and perhaps client-cert.pem and client-key.pem) and
+//! `tls-hostname=name` (who the server has to be; else its host, or localhost for a socket file).
+//!
+//! Not here: connecting. What holds: percent escapes are decoded in host, export and parameters; what this client cannot do
+//! (pre-shared keys, user names, unknown parameters) is refused by name, never ignored.
 
-use crate::{Error, Kind, Result};
+use super::tls::no_psk;
+use crate::{Error, Result};
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -27,6 +31,17 @@ pub struct NbdUri {
     pub place: Place,
     /// The export; empty for the server's default one.
     pub export: String,
+    /// With TLS, which then is a must; `None` without.
+    pub tls: Option<TlsUri>,
+}
+
+/// What a URI says about TLS.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TlsUri {
+    /// The folder with the authority's certificate and perhaps the client's.
+    pub certificates: Option<PathBuf>,
+    /// Who the server has to be; its host, or localhost for a socket file, unless said otherwise.
+    pub hostname: Option<String>,
 }
 
 impl FromStr for NbdUri {
@@ -43,10 +58,24 @@ impl FromStr for NbdUri {
             return Err(wrong("it has a fragment or a user name"));
         }
         let export = decoded(path)?;
+        let (scheme, mut tls) = match scheme {
+            "nbds" => ("nbd", Some(TlsUri::default())),
+            "nbds+unix" => ("nbd+unix", Some(TlsUri::default())),
+            plain => (plain, None),
+        };
         let mut socket = None;
         for parameter in query.split('&').filter(|p| !p.is_empty()) {
-            match parameter.split_once('=') {
-                Some(("socket", path)) if scheme == "nbd+unix" => socket = Some(PathBuf::from(decoded(path)?)),
+            match (parameter.split_once('='), &mut tls) {
+                (Some(("socket", path)), _) if scheme == "nbd+unix" => socket = Some(PathBuf::from(decoded(path)?)),
+                (Some(("tls-certificates", folder)), Some(tls)) => {
+                    tls.certificates = Some(PathBuf::from(decoded(folder)?));
+                }
+                (Some(("tls-hostname", name)), Some(tls)) => tls.hostname = Some(decoded(name)?),
+                (Some(("tls-verify-peer", "true" | "1")), Some(_)) => {}
+                (Some(("tls-verify-peer", _)), Some(_)) => {
+                    return Err(wrong("a server is always verified; name its authority by tls-certificates"));
+                }
+                (Some(("tls-psk-file" | "tls-username", _)), _) => return Err(no_psk(&format!("'{uri}'"))),
                 _ => return Err(wrong(&format!("the parameter '{parameter}' is not known"))),
             }
         }
@@ -62,25 +91,36 @@ impl FromStr for NbdUri {
                 Place::Unix(socket.ok_or_else(|| wrong("the parameter 'socket' is missing"))?)
             }
             "nbd+unix" => return Err(wrong("nbd+unix has no host: write three slashes")),
-            "nbds" | "nbds+unix" => {
-                let text =
-                    format!("'{uri}' wants TLS, which this version does not speak; use a local socket or a tunnel");
-                return Err(Error::new(Kind::Unsupported, text));
-            }
-            _ => return Err(wrong("the scheme is neither nbd nor nbd+unix")),
+            _ => return Err(wrong("the scheme is none of nbd, nbds, nbd+unix and nbds+unix")),
         };
-        Ok(NbdUri { place, export })
+        Ok(NbdUri { place, export, tls })
     }
 }
 
 impl fmt::Display for NbdUri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let export = percent_encoded(&self.export);
+        let s = if self.tls.is_some() { "s" } else { "" };
+        let mut parameters = Vec::new();
         match &self.place {
-            Place::Unix(path) => write!(f, "nbd+unix:///{export}?socket={}", percent_encoded(&path.to_string_lossy())),
-            Place::Tcp(host, port) if host.contains(':') => write!(f, "nbd://[{host}]:{port}/{export}"),
-            Place::Tcp(host, port) => write!(f, "nbd://{host}:{port}/{export}"),
+            Place::Unix(path) => {
+                write!(f, "nbd{s}+unix:///{export}")?;
+                parameters.push(("socket", percent_encoded(&path.to_string_lossy())));
+            }
+            Place::Tcp(host, port) if host.contains(':') => write!(f, "nbd{s}://[{host}]:{port}/{export}")?,
+            Place::Tcp(host, port) => write!(f, "nbd{s}://{host}:{port}/{export}")?,
         }
+        if let Some(TlsUri { certificates, hostname }) = &self.tls {
+            let folder = certificates.as_ref().map(|folder| percent_encoded(&folder.to_string_lossy()));
+            parameters.extend(folder.map(|folder| ("tls-certificates", folder)));
+            parameters.extend(hostname.as_ref().map(|name| ("tls-hostname", percent_encoded(name))));
+        }
+        let mut before = '?';
+        for (name, value) in parameters {
+            write!(f, "{before}{name}={value}")?;
+            before = '&';
+        }
+        Ok(())
     }
 }
 
@@ -127,6 +167,7 @@ fn percent_encoded(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Kind;
 
     fn parsed(uri: &str) -> NbdUri {
         uri.parse().unwrap()
@@ -134,14 +175,28 @@ mod tests {
 
     #[test]
     fn uris_of_both_kinds_are_read() {
-        let tcp =
-            |host: &str, port, export: &str| NbdUri { place: Place::Tcp(host.into(), port), export: export.into() };
+        let tcp = |host: &str, port, export: &str| NbdUri {
+            place: Place::Tcp(host.into(), port),
+            export: export.into(),
+            tls: None,
+        };
         assert_eq!(parsed("nbd://localhost"), tcp("localhost", DEFAULT_PORT, ""));
         assert_eq!(parsed("nbd://10.0.0.1:99/disk/0"), tcp("10.0.0.1", 99, "disk/0"));
         assert_eq!(parsed("nbd://[::1]:99/a%20b"), tcp("::1", 99, "a b"));
-        let unix = NbdUri { place: Place::Unix("/run/a b.sock".into()), export: "vda".into() };
+        let unix = NbdUri { place: Place::Unix("/run/a b.sock".into()), export: "vda".into(), tls: None };
         assert_eq!(parsed("nbd+unix:///vda?socket=/run/a%20b.sock"), unix);
-        for uri in ["nbd://h:99/a%25", "nbd://[::1]:9/", "nbd+unix:///x%20y?socket=/run/%26.sock"] {
+        let tls = TlsUri { certificates: Some("/etc/a b".into()), hostname: Some("nas".into()) };
+        let secret = "nbds+unix:///vda?socket=/run/a%20b.sock&tls-certificates=/etc/a%20b&tls-hostname=nas";
+        assert_eq!(parsed(secret), NbdUri { tls: Some(tls), ..unix });
+        assert_eq!(parsed("nbds://h?tls-verify-peer=true").tls, Some(TlsUri::default()));
+        for uri in [
+            "nbd://h:99/a%25",
+            "nbd://[::1]:9/",
+            "nbd+unix:///x%20y?socket=/run/%26.sock",
+            "nbds://h:99/a%25",
+            "nbds://[::1]:9/?tls-hostname=x",
+            secret,
+        ] {
             assert_eq!(parsed(&parsed(uri).to_string()), parsed(uri), "{uri}");
         }
     }
@@ -166,9 +221,16 @@ mod tests {
             "nbd+unix:///x",
             "nbd+unix://h/x?socket=/a",
             "nbd+unix:///x?socket=/a&tls=1",
+            "nbd://h/x?tls-certificates=/a",
+            "nbds://h/x?tls-verify-peer=false",
+            "nbds+unix:///x",
         ] {
             assert_eq!(uri.parse::<NbdUri>().unwrap_err().kind(), Kind::Invalid, "{uri}");
         }
-        assert_eq!("nbds://h/x".parse::<NbdUri>().unwrap_err().kind(), Kind::Unsupported);
+        for uri in ["nbds://h/x?tls-psk-file=/k", "nbds://h/x?tls-username=me", "nbd://h/x?tls-psk-file=/k"] {
+            let error = uri.parse::<NbdUri>().unwrap_err();
+            assert_eq!(error.kind(), Kind::Unsupported, "{uri}");
+            assert!(error.to_string().contains("pre-shared keys"), "{error}");
+        }
     }
 }

@@ -1,9 +1,12 @@
 //! Clients that mean harm, and servers that lie. Every test ends with an honest client that is served as ever.
+//!
+//! Seeds are printed; `COFFER_SEED=N` repeats one, `COFFER_SEEDS=N` tries so many from there on.
 
+use crate::certificates::Authority;
 use coffer_gateway::nbd::proto::handshake::{Go, MetaQuery, encode_option, info, option};
-use coffer_gateway::nbd::proto::transmission::{Request, command, command_flag};
+use coffer_gateway::nbd::proto::transmission::{Request, StatusQuery, command, command_flag};
 use coffer_gateway::nbd::proto::{Framing, MAX_PAYLOAD};
-use coffer_gateway::nbd::{ClientOptions, Listener, NbdClient, NbdUri, Server, ServerOptions};
+use coffer_gateway::nbd::{ClientOptions, Listener, NbdClient, NbdUri, Server, ServerOptions, TlsDemand, TlsUri};
 use coffer_gateway::{BlockDevice, Durability, Export, Exports, Kind, MemoryDevice};
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -26,8 +29,7 @@ impl Bench {
         for (name, read_only) in [("honest", true), ("target", false)] {
             let device = MemoryDevice::new(SIZE);
             device.write_at(0, &[7; 65536], Durability::Cached).unwrap();
-            let description = String::new();
-            exports.add(Export { name: name.into(), device: Arc::new(device), description, read_only }).unwrap();
+            exports.add(Export { read_only, ..Export::new(name, Arc::new(device)) }).unwrap();
         }
         let listener = Listener::Unix { path: dir.path().join("s"), mode: 0o600 };
         let server = Server::start(&listener, exports, options).unwrap();
@@ -111,18 +113,31 @@ impl Noise {
     }
 }
 
+/// The seeds to go through: `first`, unless the environment says otherwise. To be printed.
+fn seeds(first: u64) -> impl Iterator<Item = u64> {
+    let number = |name: &str| std::env::var(name).ok().map(|n| n.parse::<u64>().unwrap());
+    let first = number("COFFER_SEED").unwrap_or(first);
+    first..first + number("COFFER_SEEDS").unwrap_or(1)
+}
+
 #[test]
 fn mutated_and_random_streams_harm_nobody() {
+    for seed in seeds(0x00c0_ffe4_2026_1121) {
+        println!("COFFER_SEED={seed}");
+        mutated_and_random_streams(seed);
+    }
+}
+
+fn mutated_and_random_streams(seed: u64) {
     let bench = Bench::new(ServerOptions::default());
     let honest = bench.honest();
-    let seed = 0x00c0_ffe4_2026_1121;
-    println!("seed {seed:#x}");
     let mut noise = Noise(seed);
     let framings = [Framing::Simple, Framing::Structured, Framing::Extended];
     for round in 0..600 {
         let framing = framings[round % 3];
         let mut options = 3u32.to_be_bytes().to_vec();
-        let query = MetaQuery { name: "target".into(), queries: vec!["base:allocation".into(), "base:".into()] };
+        let queries = ["base:allocation", "base:", "qemu:", "qemu:allocation-depth", "coffer:changed:x"];
+        let query = MetaQuery { name: "target".into(), queries: queries.map(str::to_owned).into() };
         let infos = vec![info::BLOCK_SIZE, info::NAME, info::DESCRIPTION];
         for (number, payload) in [
             (option::LIST, vec![]),
@@ -146,6 +161,11 @@ fn mutated_and_random_streams_harm_nobody() {
             if c == command::WRITE {
                 requests.extend([0x11; 512]);
             }
+        }
+        if framing == Framing::Extended {
+            let query = StatusQuery { length: 65_536, contexts: vec![2, 1] }.encode();
+            requests.extend(request(framing, command::BLOCK_STATUS, command_flag::PAYLOAD_LEN, 0, query.len() as u64));
+            requests.extend(query);
         }
         match round % 4 {
             0 => noise.mutate(&mut options),
@@ -209,6 +229,141 @@ fn wrong_requests_are_answered_and_the_connection_goes_on() {
         }
     }
     bench.is_well();
+}
+
+#[test]
+fn a_status_query_that_makes_no_sense_is_answered() {
+    let bench = Bench::new(ServerOptions::default());
+    let mut stream = bench.connect();
+    let mut hello = 3u32.to_be_bytes().to_vec();
+    hello.extend(encode_option(option::EXTENDED_HEADERS, &[]));
+    let contexts = MetaQuery { name: "target".into(), queries: vec!["base:allocation".into()] };
+    hello.extend(encode_option(option::SET_META_CONTEXT, &contexts.encode()));
+    hello.extend(encode_option(option::GO, &Go { name: "target".into(), infos: Vec::new() }.encode()));
+    stream.write_all(&hello).unwrap();
+    stream.read_exact(&mut [0; 18 + 20 + (20 + 19) + 20 + (20 + 12) + 20]).unwrap();
+    let mut asked = |payload: &[u8]| {
+        let head =
+            request(Framing::Extended, command::BLOCK_STATUS, command_flag::PAYLOAD_LEN, 4096, payload.len() as u64);
+        stream.write_all(&[&head, payload].concat()).unwrap();
+        let mut reply = [0; 32];
+        stream.read_exact(&mut reply).unwrap();
+        let length = u64::from_be_bytes(*reply.last_chunk().unwrap());
+        let mut payload = vec![0; length as usize];
+        stream.read_exact(&mut payload).unwrap();
+        if reply[6] & 0x80 == 0 { 0 } else { u32::from_be_bytes(*payload.first_chunk().unwrap()) }
+    };
+    let query = |length: u64, contexts: &[u32]| StatusQuery { length, contexts: contexts.to_vec() }.encode();
+    assert_eq!(asked(&query(4096, &[1])), 0);
+    assert_eq!(asked(&query(SIZE - 4096, &[1])), 0);
+    let oversized = vec![0xff; 70_000];
+    for wrong in [
+        query(SIZE - 4095, &[1]),
+        query(u64::MAX, &[1]),
+        query(0, &[1]),
+        query(4096, &[]),
+        query(4096, &[2]),
+        query(4096, &[1, 1]),
+        query(4096, &[1])[..9].to_vec(),
+        vec![],
+        oversized,
+    ] {
+        assert_eq!(asked(&wrong), 22, "{wrong:02x?}");
+    }
+    assert_eq!(asked(&query(1, &[1])), 0);
+    bench.is_well();
+}
+
+#[test]
+fn half_open_connections_give_their_seats_back() {
+    let options =
+        ServerOptions { max_connections: 4, handshake_timeout: Duration::from_millis(300), ..ServerOptions::default() };
+    let bench = Bench::new(options);
+    let half_open = (0..4).map(|_| bench.connect()).collect::<Vec<_>>();
+    // All seats are taken by nobody; whoever is patient gets one.
+    let uri = bench.server.uri("honest");
+    let patient = (0..10_000).find_map(|_| {
+        std::thread::sleep(Duration::from_millis(2));
+        NbdClient::connect(&uri, &ClientOptions::default()).ok()
+    });
+    patient.unwrap().read_at(0, &mut [0; 512]).unwrap();
+    drop(half_open);
+    bench.is_well();
+}
+
+#[test]
+fn a_client_that_drips_gets_its_answer_and_delays_nobody() {
+    let bench = Bench::new(ServerOptions::default());
+    let mut bytes = handshake(Framing::Structured);
+    bytes.extend(request(Framing::Structured, command::READ, 0, 0, 512));
+    let mut stream = bench.connect();
+    for (i, byte) in bytes.iter().enumerate() {
+        stream.write_all(&[*byte]).unwrap();
+        if i % 20 == 0 {
+            bench.is_well();
+        }
+    }
+    let mut answer = vec![0; 18 + 20 + (20 + 12) + 20 + 20 + 8 + 512];
+    stream.read_exact(&mut answer).unwrap();
+    assert!(answer.ends_with(&[7; 512]));
+}
+
+#[test]
+fn noise_in_the_tls_phase_harms_nobody() {
+    let authority = Authority::new();
+    let tls = authority.server(&["localhost"], true, TlsDemand::Required);
+    let bench = Bench::new(ServerOptions { tls: Some(tls), ..ServerOptions::default() });
+    let folder = authority.client(Some("honest"));
+    let uri = NbdUri { tls: Some(TlsUri { certificates: Some(folder), hostname: None }), ..bench.server.uri("honest") };
+    let honest = NbdClient::connect(&uri, &ClientOptions::default()).unwrap();
+    let start = [&3u32.to_be_bytes()[..], &encode_option(option::STARTTLS, &[])].concat();
+    for seed in seeds(0x07f5_2026_1121) {
+        println!("COFFER_SEED={seed}");
+        let mut noise = Noise(seed);
+        for round in 0..150 {
+            let mut stream = bench.connect();
+            let mut bytes = start.clone();
+            match round % 5 {
+                // A record that begins like a greeting of TLS and goes on with anything.
+                0 => {
+                    let len = noise.below(600) as u16;
+                    bytes.extend([22, 3, 1]);
+                    bytes.extend(len.to_be_bytes());
+                    bytes.extend((0..len).map(|i| if i == 0 { 1 } else { noise.next() as u8 }));
+                }
+                1 => bytes.extend((0..noise.below(2000)).map(|_| noise.next() as u8)),
+                // Options in the clear, behind the one that asks for TLS: they must not be answered, now or later.
+                2 => bytes.extend(handshake(Framing::Structured).split_off(4)),
+                // The longest record there is, and nothing in it.
+                3 => bytes.extend([22, 3, 3, 0x40, 0]),
+                _ => noise.mutate(&mut bytes),
+            }
+            let _ = stream.write_all(&bytes);
+            let _ = stream.shutdown(Shutdown::Write);
+            let mut answer = Vec::new();
+            let _ = stream.read_to_end(&mut answer).map_err(|e| {
+                assert_ne!(
+                    e.kind(),
+                    std::io::ErrorKind::WouldBlock,
+                    "seed {seed}, round {round}: neither answer nor end"
+                );
+            });
+            assert!(
+                !answer.windows(8).any(|w| w == (SIZE).to_be_bytes()),
+                "seed {seed}, round {round}: told in the clear"
+            );
+            if round % 25 == 0 {
+                honest.read_at(0, &mut [0; 65_536]).unwrap();
+            }
+        }
+    }
+    // One that begins TLS and says nothing more holds its own connection and nothing else.
+    let mut silent = bench.connect();
+    silent.write_all(&start).unwrap();
+    silent.write_all(&[22, 3, 1, 2]).unwrap();
+    let mut out = [0; 8192];
+    NbdClient::connect(&uri, &ClientOptions::default()).unwrap().read_at(61_440, &mut out).unwrap();
+    assert!(out[..4096] == [7; 4096] && out[4096..] == [0; 4096]);
 }
 
 #[test]

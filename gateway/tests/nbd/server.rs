@@ -40,7 +40,7 @@ impl Bench {
     fn offering(name: &str, device: Arc<dyn BlockDevice>, read_only: bool) -> Self {
         let bench = Bench::new();
         let description = format!("the disk {name}");
-        bench.exports.add(Export { name: name.into(), device, description, read_only }).unwrap();
+        bench.exports.add(Export { description, read_only, ..Export::new(name, device) }).unwrap();
         bench
     }
 
@@ -95,10 +95,7 @@ fn nbdinfo_sees_what_is_offered() {
     let map = run("nbdinfo", &["--map", &bench.uri("")]);
     let lines = map.lines().map(|l| l.split_whitespace().take(3).collect::<Vec<_>>().join(" ")).collect::<Vec<_>>();
     assert_eq!(lines, ["0 1048576 3", "1048576 1048576 0", "2097152 6287360 3", "8384512 4096 0"]);
-    bench
-        .exports
-        .add(Export { name: "vdb".into(), device: disk(), description: String::new(), read_only: false })
-        .unwrap();
+    bench.exports.add(Export::new("vdb", disk())).unwrap();
     let list = run("nbdinfo", &["--list", &bench.uri("")]);
     assert!(list.contains("export=\"vda\"") && list.contains("export=\"vdb\""), "{list}");
     assert!(list.contains("can_fast_zero: true") && list.contains("can_fua: true"), "{list}");
@@ -321,8 +318,7 @@ fn clients_share_a_server_over_tcp() {
     let exports = Arc::new(Exports::new());
     let device: Arc<dyn BlockDevice> = disk();
     for name in ["a", "b"] {
-        let (device, description) = (Arc::clone(&device), String::new());
-        exports.add(Export { name: name.into(), device, description, read_only: name == "a" }).unwrap();
+        exports.add(Export { read_only: name == "a", ..Export::new(name, Arc::clone(&device)) }).unwrap();
     }
     let listener = Listener::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)));
     let server = Server::start(&listener, exports, ServerOptions::default()).unwrap();

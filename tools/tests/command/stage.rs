@@ -107,10 +107,8 @@ impl Stage {
 
     /// Starts it and lets it run.
     pub(crate) fn start(&self, arguments: &[&str], stdin: Stdio) -> Running {
-        let mut child =
-            self.command(arguments).stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let stderr = BufReader::new(child.stderr.take().unwrap());
-        Running { child, stderr }
+        let child = self.command(arguments).stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        Running::of(child)
     }
 
     /// Every file of the repository and what it holds.
@@ -134,6 +132,12 @@ impl Run {
 }
 
 impl Running {
+    /// A child whose standard error is a pipe.
+    pub(crate) fn of(mut child: Child) -> Running {
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        Running { child, stderr }
+    }
+
     /// The process.
     pub(crate) fn child(&mut self) -> &mut Child {
         &mut self.child

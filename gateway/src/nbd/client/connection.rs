@@ -84,7 +84,7 @@ pub(super) struct Call<'a> {
     pub(super) flags: u16,
     pub(super) offset: u64,
     pub(super) length: u64,
-    /// Of a write.
+    /// Of a write, or of a status that names contexts.
     pub(super) payload: &'a [u8],
 }
 
@@ -158,11 +158,11 @@ impl Connection {
     }
 
     fn send(&self, cookie: u64, call: &Call<'_>) -> Result<()> {
-        let mut flags = call.flags;
-        if self.framing == Framing::Extended && call.command == command::WRITE {
-            flags |= command_flag::PAYLOAD_LEN;
+        let (mut flags, mut length) = (call.flags, call.length);
+        if self.framing == Framing::Extended && !call.payload.is_empty() {
+            (flags, length) = (flags | command_flag::PAYLOAD_LEN, call.payload.len() as u64);
         }
-        let request = Request { flags, command: call.command, cookie, offset: call.offset, length: call.length };
+        let request = Request { flags, command: call.command, cookie, offset: call.offset, length };
         let mut header = Vec::with_capacity(Request::wire_len(self.framing));
         request.encode(self.framing, &mut header)?;
         let mut parts = [IoSlice::new(&header), IoSlice::new(call.payload)];

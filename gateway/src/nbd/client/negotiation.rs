@@ -5,6 +5,7 @@
 
 use super::super::proto::handshake::{self as wire, Go, Info, MetaQuery, info, option, reply};
 use super::super::proto::{Framing, MAX_PAYLOAD};
+use super::super::tls;
 use super::socket::{Deadline, Socket};
 use crate::{Error, Kind, Result};
 use std::io::{Read, Write};
@@ -35,16 +36,29 @@ pub(super) struct Agreed {
     pub(super) contexts: Vec<(u32, String)>,
 }
 
-/// Agrees with the server on the other end of `socket` about `export`, within `time`.
-pub(super) fn negotiate(socket: &Socket, export: &str, contexts: &[String], time: Duration) -> Result<Agreed> {
+/// Exchanges greetings with the server on the other end of `socket`, within `time`.
+pub(super) fn greet(socket: &Socket, time: Duration) -> Result<()> {
     let mut talk = Talk { receive: Deadline::after(socket, time), send: socket };
     let flags = wire::decode_greeting(&talk.array()?)?;
     if flags & wire::FIXED_NEWSTYLE == 0 {
         return Err(Error::new(Kind::Unsupported, "the server does not speak the fixed newstyle handshake"));
     }
     let flags = u32::from(flags & (wire::FIXED_NEWSTYLE | wire::NO_ZEROES));
-    talk.send(&flags.to_be_bytes())?;
+    talk.send(&flags.to_be_bytes())
+}
 
+/// Asks for TLS, which is to begin right after.
+pub(super) fn ask_for_tls(socket: &Socket, time: Duration) -> Result<()> {
+    let mut talk = Talk { receive: Deadline::after(socket, time), send: socket };
+    match talk.is_granted(option::STARTTLS)? {
+        true => Ok(()),
+        false => Err(Error::new(Kind::Unsupported, "the server does not speak TLS; nbd:// does without")),
+    }
+}
+
+/// Agrees with a server that was greeted about `export`, within `time`.
+pub(super) fn negotiate(socket: &Socket, export: &str, contexts: &[String], time: Duration) -> Result<Agreed> {
+    let mut talk = Talk { receive: Deadline::after(socket, time), send: socket };
     let framing = if talk.is_granted(option::EXTENDED_HEADERS)? {
         Framing::Extended
     } else if talk.is_granted(option::STRUCTURED_REPLY)? {
@@ -87,8 +101,8 @@ impl Talk<'_> {
     }
 
     fn fill(&mut self, out: &mut [u8]) -> Result<()> {
-        let failed = |e| Error::io("waiting for the server's part of the handshake", e).with_kind(Kind::Unavailable);
-        self.receive.read_exact(out).map_err(failed)
+        // A server that wants another certificate, or any, says so here.
+        self.receive.read_exact(out).map_err(|e| tls::failed("waiting for the server's part of the handshake", e))
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
@@ -199,7 +213,7 @@ fn sensible((minimum, preferred, maximum): (u32, u32, u32)) -> Result<(u32, u32,
 fn refused(kind: u32, text: &str) -> Error {
     let (kind, why) = match kind {
         reply::ERR_UNKNOWN => (Kind::NotFound, "the server has no such export"),
-        reply::ERR_TLS_REQD => (Kind::Unsupported, "the server wants TLS, which this version does not speak"),
+        reply::ERR_TLS_REQD => (Kind::Unsupported, "the server wants TLS: write nbds:// or nbds+unix://"),
         reply::ERR_SHUTDOWN => (Kind::Unavailable, "the server is shutting down"),
         reply::ERR_POLICY => (Kind::Invalid, "the server's policy forbids it"),
         reply::ERR_UNSUP => (Kind::Unsupported, "the server does not know what is asked"),

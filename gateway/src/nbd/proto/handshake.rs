@@ -71,6 +71,10 @@ pub mod reply {
     pub const ERR_UNKNOWN: u32 = ERROR_BIT | 6;
     /// The server is going down.
     pub const ERR_SHUTDOWN: u32 = ERROR_BIT | 7;
+    /// More than the server wants to answer at once.
+    pub const ERR_TOO_BIG: u32 = ERROR_BIT | 9;
+    /// What was asked contradicts extended headers.
+    pub const ERR_EXT_HEADER_REQD: u32 = ERROR_BIT | 10;
 }
 
 /// Kinds of information about an export.

@@ -90,6 +90,12 @@ pub mod chunk {
     pub const ERROR: u16 = ERROR_BIT | 1;
 }
 
+/// The status bit of a context `coffer:changed:POINT`.
+pub mod changed {
+    /// May differ from that point.
+    pub const CHANGED: u64 = 1 << 0;
+}
+
 /// Status bits of the context `base:allocation`.
 pub mod allocation {
     /// Takes no space.
@@ -337,6 +343,51 @@ pub struct Status {
     pub flags: u64,
 }
 
+/// Payload of a BLOCK_STATUS request that wants some of the negotiated contexts only (extended headers).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StatusQuery {
+    /// Bytes that are asked about: the request's length counts this payload.
+    pub length: u64,
+    /// Ids of the contexts that are wanted.
+    pub contexts: Vec<u32>,
+}
+
+impl StatusQuery {
+    /// Bytes of the payload for so many contexts.
+    #[must_use]
+    pub const fn wire_len(contexts: usize) -> usize {
+        8 + 4 * contexts
+    }
+
+    /// The payload.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(Self::wire_len(self.contexts.len()));
+        out.extend(self.length.to_be_bytes());
+        self.contexts.iter().for_each(|id| out.extend(id.to_be_bytes()));
+        out
+    }
+
+    /// The same read: at least one context, none twice.
+    pub fn decode(payload: &[u8]) -> Result<StatusQuery> {
+        let malformed = || Error::invalid("the payload of a block status request is malformed");
+        let mut f = Fields::new(payload);
+        let length = f.u64().ok_or_else(malformed)?;
+        let mut contexts = Vec::new();
+        while !f.is_empty() {
+            let id = f.u32().ok_or_else(malformed)?;
+            contexts.push(id);
+        }
+        let mut sorted = contexts.clone();
+        sorted.sort_unstable();
+        sorted.dedup();
+        if contexts.is_empty() || sorted.len() != contexts.len() {
+            return Err(malformed());
+        }
+        Ok(StatusQuery { length, contexts })
+    }
+}
+
 /// The chunk type and payload that carry `extents` of the context `id`. Compact extents have 32-bit fields; a caller keeps
 /// lengths within what was asked for, so they fit.
 #[must_use]
@@ -437,6 +488,18 @@ mod tests {
     }
 
     #[test]
+    fn a_status_query_names_contexts_once() {
+        let query = StatusQuery { length: 1 << 40, contexts: vec![1, 3] };
+        assert_eq!(query.encode(), b"\0\0\x01\0\0\0\0\0\0\0\0\x01\0\0\0\x03");
+        assert_eq!(query.encode().len(), StatusQuery::wire_len(2));
+        assert_eq!(StatusQuery::decode(&query.encode()).unwrap(), query);
+        for contexts in [vec![], vec![3, 1, 3]] {
+            assert!(StatusQuery::decode(&StatusQuery { contexts, ..query.clone() }.encode()).is_err());
+        }
+        assert!(StatusQuery::decode(&query.encode()[..15]).is_err() && StatusQuery::decode(&[0; 7]).is_err());
+    }
+
+    #[test]
     fn a_compact_request_refuses_a_long_length() {
         let long = Request { length: 1 << 32, ..request() };
         assert!(long.encode(Framing::Simple, &mut Vec::new()).is_err());
@@ -484,7 +547,7 @@ mod tests {
                 let _ = Request::decode(framing, &near);
                 let _ = Reply::decode(framing, &near);
             }
-            let _ = (decode_hole(&bytes), decode_error(&bytes), decode_status(kind, &bytes));
+            let _ = (decode_hole(&bytes), decode_error(&bytes), decode_status(kind, &bytes), StatusQuery::decode(&bytes));
             if let Ok((_, extents)) = decode_status(chunk::BLOCK_STATUS, &bytes) {
                 prop_assert!(extents.len() * 8 < bytes.len());
             }

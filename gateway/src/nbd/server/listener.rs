@@ -1,19 +1,25 @@
-//! Where a server listens: a socket file or a TCP port, opened with care and closed without traces.
+//! Where a server listens: a socket file or a TCP port, opened with care and closed without traces, or a socket that somebody
+//! else opened.
 //!
 //! Not here: what is said to clients. What holds: a socket file that somebody listens on is never taken over, a dead one is
-//! replaced; a socket file is never more open than its mode says; only our own file is removed.
+//! replaced; a socket file is never more open than its mode says; only our own file is removed, and never the one of a
+//! socket that was handed in.
 
 use super::super::uri::Place;
 use crate::{Error, Kind, Result};
 use rustix::fs::{FlockOperation, Mode, fchmod, flock};
-use rustix::net::sockopt::{set_socket_keepalive, set_socket_send_buffer_size, set_tcp_keepidle};
+use rustix::net::sockopt::{
+    set_socket_keepalive, set_socket_send_buffer_size, set_tcp_keepidle, socket_acceptconn, socket_domain, socket_type,
+};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Clients that connect at the same moment.
@@ -33,6 +39,8 @@ pub enum Listener {
     },
     /// An address and port; port 0 takes a free one.
     Tcp(SocketAddr),
+    /// A socket that listens already, unix or TCP, such as systemd hands to a service.
+    Inherited(Arc<OwnedFd>),
 }
 
 /// A socket that listens.
@@ -91,7 +99,37 @@ impl Listener {
                 let place = Place::Tcp(local.ip().to_string(), local.port());
                 Ok(Listening { socket: ListeningSocket::Tcp(socket), place, file: None })
             }
+            Listener::Inherited(socket) => inherited(socket),
         }
+    }
+}
+
+/// Takes a socket over that somebody else opened. What does not listen for streams is `Invalid`.
+fn inherited(socket: &OwnedFd) -> Result<Listening> {
+    let failed =
+        |e: io::Error| Error::invalid("the socket that was handed over is not one to listen on").with_source(e);
+    if socket_type(socket).map_err(|e| failed(e.into()))? != SocketType::STREAM
+        || !socket_acceptconn(socket).map_err(|e| failed(e.into()))?
+    {
+        return Err(Error::invalid("the socket that was handed over is not a stream socket that listens"));
+    }
+    let own = socket.try_clone().map_err(failed)?;
+    match socket_domain(socket).map_err(|e| failed(e.into()))? {
+        AddressFamily::UNIX => {
+            let socket = UnixListener::from(own);
+            socket.set_nonblocking(true).map_err(failed)?;
+            let address = socket.local_addr().map_err(failed)?;
+            let path = address.as_pathname().map_or_else(PathBuf::new, Path::to_path_buf);
+            Ok(Listening { socket: ListeningSocket::Unix(socket), place: Place::Unix(path), file: None })
+        }
+        AddressFamily::INET | AddressFamily::INET6 => {
+            let socket = TcpListener::from(own);
+            socket.set_nonblocking(true).map_err(failed)?;
+            let local = socket.local_addr().map_err(failed)?;
+            let place = Place::Tcp(local.ip().to_string(), local.port());
+            Ok(Listening { socket: ListeningSocket::Tcp(socket), place, file: None })
+        }
+        _ => Err(Error::invalid("the socket that was handed over is neither unix nor TCP")),
     }
 }
 
@@ -192,6 +230,28 @@ mod tests {
         fs::write(&path, b"theirs").unwrap();
         drop(open);
         assert!(path.exists());
+    }
+
+    #[test]
+    fn a_socket_of_somebody_else_is_used_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let handed = |fd: OwnedFd| Listener::Inherited(Arc::new(fd));
+        let unix = handed(UnixListener::bind(&path).unwrap().into());
+        let open = unix.open().unwrap();
+        assert_eq!(open.place, Place::Unix(path.clone()));
+        UnixStream::connect(&path).unwrap();
+        drop(open);
+        assert!(path.exists());
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = tcp.local_addr().unwrap().port();
+        assert_eq!(handed(tcp.into()).open().unwrap().place, Place::Tcp("127.0.0.1".into(), port));
+        let (one, _other) = UnixStream::pair().unwrap();
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let file = File::open(dir.path()).unwrap();
+        for wrong in [OwnedFd::from(one), udp.into(), file.into()] {
+            assert_eq!(handed(wrong).open().map(|_| ()).unwrap_err().kind(), Kind::Invalid);
+        }
     }
 
     #[test]

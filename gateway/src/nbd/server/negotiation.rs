@@ -1,14 +1,21 @@
 //! The server's side of the handshake: which option is answered how, and the conversation around it.
 //!
-//! Not here: time (the caller bounds the whole handshake). What holds: options are bounded in number and length, and so is
-//! the memory of a handshake; unknown options are answered and do no harm; [`Negotiation`] itself does no I/O.
+//! ```text
+//!   greet        magic numbers and flags, once
+//!   negotiate    options until the client takes an export, or wants TLS: then once more, within it, as if nothing had been said
+//! ```
+//! Not here: time (the caller bounds the whole handshake), encryption itself. What holds: options are bounded in number and
+//! length, and so is the memory of a handshake; unknown options are answered and do no harm; nothing is read beyond the
+//! option that asks for TLS, and nothing that was said before it counts; where TLS is required nothing is told or granted
+//! without; [`Negotiation`] itself does no I/O.
 
 use super::super::proto::handshake::{self as wire, Go, Info, MetaQuery, info, option, reply};
 use super::super::proto::{Framing, MAX_PAYLOAD, text};
 use super::Report;
-use super::session::{ALLOCATION, Session};
-use crate::Result;
-use crate::export::{Export, Exports};
+use super::context::{Context, MAX_CONTEXTS};
+use super::session::Session;
+use crate::export::{Export, Exports, Peer};
+use crate::{Error, Kind, Result};
 use std::io;
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -20,138 +27,199 @@ const MAX_OPTION_LEN: u32 = 64 << 10;
 /// What clients do best to keep to. Every byte can be addressed, but blocks of this size are what devices work in.
 const PREFERRED_BLOCK: u32 = 4096;
 
-/// Talks with a fresh client until it takes an export; `None` when it leaves or breaks the protocol.
-pub(super) async fn negotiate<S: AsyncRead + AsyncWrite + Unpin>(
-    stream: &mut S,
-    exports: &Exports,
-    report: Option<Report>,
-) -> io::Result<Option<Session>> {
+/// How a connection stands to TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Encryption {
+    /// The server has none.
+    Absent,
+    /// The client may ask for it.
+    Allowed,
+    /// The client has to ask for it first.
+    Required,
+    /// It is on.
+    On,
+}
+
+/// What a conversation goes by.
+pub(super) struct Terms<'a> {
+    pub(super) exports: &'a Exports,
+    pub(super) peer: &'a Peer,
+    pub(super) encryption: Encryption,
+    /// As [`greet`] said.
+    pub(super) has_zeroes: bool,
+    pub(super) report: Option<Report>,
+}
+
+/// What a conversation came to.
+pub(super) enum Outcome {
+    /// The client took an export.
+    Agreed(Session),
+    /// The client wants TLS from here on.
+    Encrypt,
+    /// It left, or broke the protocol.
+    Left,
+}
+
+/// Greets a fresh client: whether it wants zeroes after EXPORT_NAME; `None` when it does not speak as it should.
+pub(super) async fn greet<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> io::Result<Option<bool>> {
     let ours = wire::FIXED_NEWSTYLE | wire::NO_ZEROES;
     stream.write_all(&wire::encode_greeting(ours)).await?;
     let flags = stream.read_u32().await?;
-    if flags & !u32::from(ours) != 0 {
-        return Ok(None);
-    }
-    let mut negotiation = Negotiation {
-        exports,
-        has_zeroes: flags & u32::from(wire::NO_ZEROES) == 0,
-        framing: Framing::Simple,
-        allocation_for: None,
-    };
+    Ok((flags & !u32::from(ours) == 0).then_some(flags & u32::from(wire::NO_ZEROES) == 0))
+}
+
+/// Talks with a client that was greeted.
+pub(super) async fn negotiate<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    terms: Terms<'_>,
+) -> io::Result<Outcome> {
+    let mut negotiation = Negotiation { terms, framing: Framing::Simple, contexts: None };
     for _ in 0..MAX_OPTIONS {
         let mut header = [0; wire::OPTION_HEADER_LEN];
         stream.read_exact(&mut header).await?;
-        let Ok((option, len @ ..=MAX_OPTION_LEN)) = wire::decode_option_header(&header) else { return Ok(None) };
+        let Ok((option, len @ ..=MAX_OPTION_LEN)) = wire::decode_option_header(&header) else {
+            return Ok(Outcome::Left);
+        };
         let mut payload = vec![0; len as usize];
         stream.read_exact(&mut payload).await?;
         let mut answer = Vec::new();
         let next = negotiation.answer(option, &payload, &mut answer);
         stream.write_all(&answer).await?;
+        stream.flush().await?;
         match next {
             Next::Option => {}
-            Next::Transmission(export, has_allocation) => {
-                return Ok(Some(Session { export, framing: negotiation.framing, has_allocation, report }));
-            }
-            Next::End => return Ok(None),
+            Next::Encryption => return Ok(Outcome::Encrypt),
+            Next::Transmission(export) => return Ok(Outcome::Agreed(negotiation.session(export))),
+            Next::End => return Ok(Outcome::Left),
         }
     }
-    Ok(None)
+    Ok(Outcome::Left)
 }
 
 /// What follows an option.
 enum Next {
     Option,
-    /// The export is taken; whether `base:allocation` is on.
-    Transmission(Arc<Export>, bool),
+    Encryption,
+    /// The export is taken.
+    Transmission(Arc<Export>),
     End,
 }
 
 /// What was said so far.
 struct Negotiation<'a> {
-    exports: &'a Exports,
-    /// Whether EXPORT_NAME is followed by zeroes.
-    has_zeroes: bool,
+    terms: Terms<'a>,
     framing: Framing,
-    /// The export that `base:allocation` was turned on for.
-    allocation_for: Option<String>,
+    /// Contexts that were turned on, and the export they were turned on for.
+    contexts: Option<(String, Vec<Context>)>,
 }
 
 impl Negotiation<'_> {
     /// Answers one option into `out`.
     fn answer(&mut self, option: u32, payload: &[u8], out: &mut Vec<u8>) -> Next {
+        let is_locked = self.terms.encryption == Encryption::Required;
         let mut say = |kind: u32, payload: &[u8]| wire::encode_option_reply(option, kind, payload, out);
         match option {
+            option::EXPORT_NAME if is_locked => return Next::End,
             option::EXPORT_NAME => return self.export_name(payload, out),
             option::ABORT => {
                 say(reply::ACK, &[]);
                 return Next::End;
             }
+            option::STARTTLS if !payload.is_empty() => say(reply::ERR_INVALID, b"this option has no payload"),
+            option::STARTTLS => match self.terms.encryption {
+                Encryption::Absent => say(reply::ERR_UNSUP, b"this server has no certificate for TLS"),
+                Encryption::On => say(reply::ERR_INVALID, b"TLS is on already"),
+                Encryption::Allowed | Encryption::Required => {
+                    say(reply::ACK, &[]);
+                    return Next::Encryption;
+                }
+            },
+            _ if is_locked => say(reply::ERR_TLS_REQD, b"this server talks over TLS only"),
             option::LIST if payload.is_empty() => {
-                for export in self.exports.all() {
+                for export in self.terms.exports.offered_to(self.terms.peer) {
                     say(reply::SERVER, &wire::encode_server(&export.name, &export.description));
                 }
                 say(reply::ACK, &[]);
             }
-            option::INFO | option::GO => match self.infos(payload) {
+            option::INFO | option::GO => match self.infos(option, payload) {
                 Ok((Some(export), infos)) => {
                     infos.iter().for_each(|i| say(reply::INFO, &i.encode()));
                     say(reply::ACK, &[]);
                     if option == option::GO {
-                        let has_allocation = self.allocation_for.as_ref() == Some(&export.name);
-                        return Next::Transmission(export, has_allocation);
+                        return Next::Transmission(export);
                     }
                 }
                 Ok((None, _)) => say(reply::ERR_UNKNOWN, b"there is no such export"),
                 Err(e) => say(reply::ERR_INVALID, e.context().as_bytes()),
             },
-            option::STRUCTURED_REPLY if payload.is_empty() => {
-                if self.framing == Framing::Simple {
-                    self.framing = Framing::Structured;
-                }
-                say(reply::ACK, &[]);
-            }
-            option::EXTENDED_HEADERS if payload.is_empty() => {
-                self.framing = Framing::Extended;
-                say(reply::ACK, &[]);
+            option::STRUCTURED_REPLY | option::EXTENDED_HEADERS => {
+                let (kind, why) = self.frame(option, payload);
+                say(kind, why.as_bytes());
             }
             option::LIST_META_CONTEXT | option::SET_META_CONTEXT => match self.contexts(option, payload) {
-                Ok(Some(has_allocation)) => {
-                    if has_allocation {
-                        let id = if option == option::SET_META_CONTEXT { ALLOCATION.0 } else { 0 };
-                        say(reply::META_CONTEXT, &wire::encode_meta_context(id, ALLOCATION.1));
+                Ok(Some(contexts)) if contexts.len() > MAX_CONTEXTS && option == option::SET_META_CONTEXT => {
+                    self.contexts = None;
+                    say(reply::ERR_TOO_BIG, b"that are too many metadata contexts at once");
+                }
+                Ok(Some(contexts)) => {
+                    for Context { id, name, .. } in &contexts {
+                        let id = if option == option::SET_META_CONTEXT { *id } else { 0 };
+                        say(reply::META_CONTEXT, &wire::encode_meta_context(id, name));
                     }
                     say(reply::ACK, &[]);
                 }
                 Ok(None) => say(reply::ERR_UNKNOWN, b"there is no such export"),
                 Err(e) => say(reply::ERR_INVALID, e.context().as_bytes()),
             },
-            option::STARTTLS => say(reply::ERR_UNSUP, b"this server does not speak TLS"),
-            option::LIST | option::STRUCTURED_REPLY | option::EXTENDED_HEADERS => {
-                say(reply::ERR_INVALID, b"this option has no payload");
-            }
+            option::LIST => say(reply::ERR_INVALID, b"this option has no payload"),
             _ => say(reply::ERR_UNSUP, b"unknown option"),
         }
         Next::Option
     }
 
+    /// Whether the client's wish for another framing is granted, and why not.
+    fn frame(&mut self, option: u32, payload: &[u8]) -> (u32, &'static str) {
+        let wanted = if option == option::EXTENDED_HEADERS { Framing::Extended } else { Framing::Structured };
+        match self.framing {
+            _ if !payload.is_empty() => (reply::ERR_INVALID, "this option has no payload"),
+            framing if framing == wanted => (reply::ERR_INVALID, "that was granted already"),
+            Framing::Extended => (reply::ERR_EXT_HEADER_REQD, "extended headers are on and imply it"),
+            Framing::Simple | Framing::Structured => {
+                self.framing = wanted;
+                (reply::ACK, "")
+            }
+        }
+    }
+
+    /// The export of that name, as far as this client may know of it.
+    fn find(&self, name: &str) -> Option<Arc<Export>> {
+        let Terms { exports, peer, report, .. } = &self.terms;
+        let found = exports.find(name, peer);
+        if let (None, Some(report), true) = (&found, report, exports.has(name)) {
+            let text = format!("{peer} asked for the export '{name}', which it may not use");
+            report(&Error::new(Kind::Invalid, text));
+        }
+        found
+    }
+
     /// The one option without a reply: it is granted by the export's size, or refused by hanging up.
     fn export_name(&self, payload: &[u8], out: &mut Vec<u8>) -> Next {
-        let export = text(payload, "an export's name").ok().and_then(|name| self.exports.find(&name));
+        let export = text(payload, "an export's name").ok().and_then(|name| self.find(&name));
         let Some(export) = export.filter(|_| self.framing != Framing::Extended) else { return Next::End };
         out.extend(export.device.size().to_be_bytes());
-        out.extend(Session::flags(&export, self.framing).to_be_bytes());
-        if self.has_zeroes {
+        out.extend(Session::flags(&export, self.framing, false).to_be_bytes());
+        if self.terms.has_zeroes {
             out.extend([0; 124]);
         }
-        let has_allocation = self.allocation_for.as_ref() == Some(&export.name);
-        Next::Transmission(export, has_allocation)
+        Next::Transmission(export)
     }
 
     /// The export that GO or INFO names, and what is told about it.
-    fn infos(&self, payload: &[u8]) -> Result<(Option<Arc<Export>>, Vec<Info>)> {
+    fn infos(&self, option: u32, payload: &[u8]) -> Result<(Option<Arc<Export>>, Vec<Info>)> {
         let go = Go::decode(payload)?;
-        let Some(export) = self.exports.find(&go.name) else { return Ok((None, Vec::new())) };
-        let flags = Session::flags(&export, self.framing);
+        let Some(export) = self.find(&go.name) else { return Ok((None, Vec::new())) };
+        let has_contexts = option == option::INFO || !self.contexts_of(&export).is_empty();
+        let flags = Session::flags(&export, self.framing, has_contexts);
         let mut infos = vec![Info::Export { size: export.device.size(), flags }];
         // Of what is wanted twice, or unknown, nothing is said.
         if go.infos.contains(&info::NAME) {
@@ -166,20 +234,40 @@ impl Negotiation<'_> {
         Ok((Some(export), infos))
     }
 
-    /// Whether `base:allocation` is among the contexts asked for; `None` when there is no such export.
-    fn contexts(&mut self, option: u32, payload: &[u8]) -> Result<Option<bool>> {
+    /// The contexts asked for that the export has, each once; `None` when there is no such export. To set some forgets those set
+    /// before.
+    fn contexts(&mut self, option: u32, payload: &[u8]) -> Result<Option<Vec<Context>>> {
         let MetaQuery { name, queries } = MetaQuery::decode(payload)?;
         if self.framing == Framing::Simple {
-            return Err(crate::Error::invalid("metadata contexts need structured replies"));
+            return Err(Error::invalid("metadata contexts need structured replies"));
         }
-        self.allocation_for = None;
-        let Some(export) = self.exports.find(&name) else { return Ok(None) };
-        let is_listing = option == option::LIST_META_CONTEXT;
-        let has_allocation = queries.iter().any(|q| q == ALLOCATION.1 || (is_listing && q == "base:"));
-        if !is_listing && has_allocation {
-            self.allocation_for = Some(export.name.clone());
+        let is_setting = option == option::SET_META_CONTEXT;
+        if is_setting {
+            self.contexts = None;
         }
-        Ok(Some(has_allocation || (is_listing && queries.is_empty())))
+        let Some(export) = self.find(&name) else { return Ok(None) };
+        let is_wanted = |context: &Context| match is_setting {
+            true => queries.contains(&context.name),
+            false => queries.is_empty() || queries.iter().any(|q| context.is_listed_for(q)),
+        };
+        let found = Context::all(&export).filter(is_wanted).collect::<Vec<_>>();
+        if is_setting {
+            self.contexts = Some((export.name.clone(), found.clone()));
+        }
+        Ok(Some(found))
+    }
+
+    /// What was turned on for this export.
+    fn contexts_of(&self, export: &Export) -> &[Context] {
+        match &self.contexts {
+            Some((name, contexts)) if *name == export.name => contexts,
+            _ => &[],
+        }
+    }
+
+    fn session(&self, export: Arc<Export>) -> Session {
+        let contexts = self.contexts_of(&export).to_vec();
+        Session { export, framing: self.framing, contexts, report: self.terms.report.clone() }
     }
 }
 
@@ -194,13 +282,26 @@ mod tests {
         let exports = Exports::new();
         for (name, read_only) in [("a", true), ("b", false)] {
             let device = Arc::new(MemoryDevice::new(4096));
-            exports.add(Export { name: name.into(), device, description: "text".into(), read_only }).unwrap();
+            let export = Export { description: "text".into(), read_only, ..Export::new(name, device) };
+            exports.add(export).unwrap();
         }
         exports
     }
 
+    fn talk(exports: &Exports, encryption: Encryption) -> Negotiation<'_> {
+        static NOBODY: Peer = Peer { address: None, user: None, certificate: None };
+        let terms = Terms { exports, peer: &NOBODY, encryption, has_zeroes: true, report: None };
+        Negotiation { terms, framing: Framing::Simple, contexts: None }
+    }
+
     fn fresh(exports: &Exports) -> Negotiation<'_> {
-        Negotiation { exports, has_zeroes: true, framing: Framing::Simple, allocation_for: None }
+        talk(exports, Encryption::Absent)
+    }
+
+    /// Ids of the contexts that a session of `export` would have.
+    fn turned_on(n: &Negotiation<'_>, export: &str) -> Vec<u32> {
+        let export = n.find(export).unwrap();
+        n.session(export).contexts.iter().map(|c| c.id).collect()
     }
 
     /// Types and payloads of the replies to an option.
@@ -252,7 +353,7 @@ mod tests {
         ];
         assert_eq!(infos.collect::<Vec<_>>(), due);
         let (_, next) = ask(&mut n, option::GO, &go("b"));
-        assert!(matches!(next, Next::Transmission(export, false) if export.name == "b"));
+        assert!(matches!(next, Next::Transmission(export) if export.name == "b"));
         assert!(matches!(ask(&mut n, option::ABORT, &[]).1, Next::End));
     }
 
@@ -263,16 +364,98 @@ mod tests {
         let set = option::SET_META_CONTEXT;
         assert_eq!(kinds(&mut n, set, &query("a", &["base:allocation"])), [reply::ERR_INVALID]);
         assert_eq!(kinds(&mut n, option::STRUCTURED_REPLY, &[]), [reply::ACK]);
-        assert_eq!(kinds(&mut n, option::LIST_META_CONTEXT, &query("a", &[])), [reply::META_CONTEXT, reply::ACK]);
-        assert_eq!(
-            kinds(&mut n, option::LIST_META_CONTEXT, &query("a", &["base:"])),
-            [reply::META_CONTEXT, reply::ACK]
-        );
+        let list = option::LIST_META_CONTEXT;
+        assert_eq!(kinds(&mut n, list, &query("a", &[])), [reply::META_CONTEXT, reply::META_CONTEXT, reply::ACK]);
+        assert_eq!(kinds(&mut n, list, &query("a", &["base:"])), [reply::META_CONTEXT, reply::ACK]);
+        assert_eq!(kinds(&mut n, list, &query("a", &["x:", "qemu:"])), [reply::META_CONTEXT, reply::ACK]);
         assert_eq!(kinds(&mut n, set, &query("a", &["base:", "x-y:z"])), [reply::ACK]);
         assert_eq!(kinds(&mut n, set, &query("c", &["base:allocation"])), [reply::ERR_UNKNOWN]);
         assert_eq!(kinds(&mut n, set, &query("a", &["q", "base:allocation"])), [reply::META_CONTEXT, reply::ACK]);
-        assert!(matches!(ask(&mut n, option::GO, &go("b")).1, Next::Transmission(_, false)));
-        assert!(matches!(ask(&mut n, option::GO, &go("a")).1, Next::Transmission(_, true)));
+        assert_eq!(kinds(&mut n, list, &query("b", &["qemu:"])), [reply::META_CONTEXT, reply::ACK]);
+        assert_eq!((turned_on(&n, "a"), turned_on(&n, "b")), (vec![1], vec![]));
+        let both = query("b", &["qemu:allocation-depth", "base:allocation", "base:allocation"]);
+        assert_eq!(kinds(&mut n, set, &both), [reply::META_CONTEXT, reply::META_CONTEXT, reply::ACK]);
+        assert_eq!((turned_on(&n, "a"), turned_on(&n, "b")), (vec![], vec![1, 2]));
+        assert_eq!(kinds(&mut n, set, &query("b", &[])), [reply::ACK]);
+        assert_eq!(turned_on(&n, "b"), [0; 0]);
+    }
+
+    #[test]
+    fn more_contexts_than_memory_is_for_are_refused() {
+        struct Same;
+        impl crate::ChangeSource for Same {
+            fn changes(&self, range: std::ops::Range<u64>, _: usize) -> Result<Vec<(std::ops::Range<u64>, bool)>> {
+                Ok(vec![(range, false)])
+            }
+        }
+        let exports = Exports::new();
+        let since = |n: usize| crate::Changes { since: format!("web@-{n}"), source: Arc::new(Same) };
+        let device = Arc::new(MemoryDevice::new(4096));
+        exports.add(Export { changes: (0..20).map(since).collect(), ..Export::new("a", device) }).unwrap();
+        let mut n = fresh(&exports);
+        kinds(&mut n, option::EXTENDED_HEADERS, &[]);
+        let names = (0..20).map(|n| format!("coffer:changed:web@-{n}")).collect::<Vec<_>>();
+        let names = names.iter().map(String::as_str).collect::<Vec<_>>();
+        assert_eq!(kinds(&mut n, option::LIST_META_CONTEXT, &query("a", &["coffer:changed:"])).len(), 21);
+        assert_eq!(
+            kinds(&mut n, option::SET_META_CONTEXT, &query("a", &names[..MAX_CONTEXTS])).len(),
+            MAX_CONTEXTS + 1
+        );
+        assert_eq!(turned_on(&n, "a").len(), MAX_CONTEXTS);
+        assert_eq!(kinds(&mut n, option::SET_META_CONTEXT, &query("a", &names)), [reply::ERR_TOO_BIG]);
+        assert_eq!(turned_on(&n, "a"), [0; 0]);
+    }
+
+    #[test]
+    fn extended_headers_exclude_what_they_replace() {
+        let exports = exports();
+        let mut n = fresh(&exports);
+        assert_eq!(kinds(&mut n, option::STRUCTURED_REPLY, &[]), [reply::ACK]);
+        assert_eq!(kinds(&mut n, option::STRUCTURED_REPLY, &[]), [reply::ERR_INVALID]);
+        assert_eq!(kinds(&mut n, option::EXTENDED_HEADERS, b"x"), [reply::ERR_INVALID]);
+        assert_eq!(kinds(&mut n, option::EXTENDED_HEADERS, &[]), [reply::ACK]);
+        assert_eq!(kinds(&mut n, option::EXTENDED_HEADERS, &[]), [reply::ERR_INVALID]);
+        assert_eq!(kinds(&mut n, option::STRUCTURED_REPLY, &[]), [reply::ERR_EXT_HEADER_REQD]);
+        assert_eq!(n.framing, Framing::Extended);
+        let flags = |n: &mut Negotiation<'_>, option| match Info::decode(&ask(n, option, &go("b")).0[0].1).unwrap() {
+            Info::Export { flags, .. } => flags & export_flag::BLOCK_STATUS_PAYLOAD,
+            other => panic!("{other:?}"),
+        };
+        assert_ne!(flags(&mut n, option::INFO), 0);
+        assert_eq!(flags(&mut n, option::GO), 0);
+        kinds(&mut n, option::SET_META_CONTEXT, &query("b", &["base:allocation"]));
+        assert_ne!(flags(&mut n, option::GO), 0);
+        assert!(matches!(n.answer(option::EXPORT_NAME, b"b", &mut Vec::new()), Next::End));
+    }
+
+    #[test]
+    fn where_tls_is_required_nothing_else_is_told() {
+        let exports = exports();
+        let mut n = talk(&exports, Encryption::Required);
+        for (option, payload) in [
+            (option::LIST, vec![]),
+            (option::INFO, go("a")),
+            (option::GO, go("a")),
+            (option::STRUCTURED_REPLY, vec![]),
+            (option::EXTENDED_HEADERS, vec![]),
+            (option::LIST_META_CONTEXT, query("a", &[])),
+            (option::SET_META_CONTEXT, query("a", &["base:allocation"])),
+            (4711, vec![]),
+        ] {
+            assert_eq!(kinds(&mut n, option, &payload), [reply::ERR_TLS_REQD], "option {option}");
+        }
+        assert_eq!((n.framing, n.contexts.is_some()), (Framing::Simple, false));
+        let mut out = Vec::new();
+        assert!(matches!(n.answer(option::EXPORT_NAME, b"a", &mut out), Next::End) && out.is_empty());
+        assert_eq!(kinds(&mut n, option::STARTTLS, b"x"), [reply::ERR_INVALID]);
+        assert!(matches!(ask(&mut n, option::STARTTLS, &[]).1, Next::Encryption));
+        assert!(matches!(ask(&mut n, option::ABORT, &[]).1, Next::End));
+        let mut n = talk(&exports, Encryption::Allowed);
+        assert_eq!(kinds(&mut n, option::LIST, &[]).len(), 3);
+        assert!(matches!(ask(&mut n, option::STARTTLS, &[]).1, Next::Encryption));
+        let mut n = talk(&exports, Encryption::On);
+        assert_eq!(kinds(&mut n, option::STARTTLS, &[]), [reply::ERR_INVALID]);
+        assert_eq!(kinds(&mut n, option::LIST, &[]).len(), 3);
     }
 
     #[test]

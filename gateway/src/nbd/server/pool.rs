@@ -14,6 +14,7 @@ use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 /// A request to be executed.
@@ -24,12 +25,18 @@ pub(super) struct Job {
     pub(super) buffer: Buffer,
     /// Where the reply goes.
     pub(super) done: mpsc::Sender<Done>,
+    /// When the request was whole.
+    pub(super) since: Instant,
 }
 
 /// An executed request.
 pub(super) struct Done {
     pub(super) request: Request,
     pub(super) reply: Buffer,
+    /// Whether it went well.
+    pub(super) is_well: bool,
+    /// From when the request was whole.
+    pub(super) latency: Duration,
 }
 
 /// The storage threads. Dropping it waits for them; what is still queued is executed first.
@@ -88,12 +95,14 @@ impl Shared {
                 let Job { session, request, buffer, .. } = &mut job;
                 // A device that panics costs its own request, not a thread of everybody's.
                 let run = AssertUnwindSafe(|| session.execute(request, buffer));
-                if catch_unwind(run).is_err() {
+                let is_well = catch_unwind(run).unwrap_or_else(|_| {
                     buffer.truncate(0);
                     reply::error(session.framing, request, errno::EIO, "the server failed", buffer);
-                }
+                    false
+                });
+                let latency = job.since.elapsed();
                 // There is room for every request in flight; a connection that is gone needs no reply.
-                let _ = job.done.try_send(Done { request: job.request, reply: job.buffer });
+                let _ = job.done.try_send(Done { request: job.request, reply: job.buffer, is_well, latency });
                 queue = self.lock();
             } else if queue.is_closed {
                 return;
@@ -177,14 +186,14 @@ mod tests {
 
     fn job(cookie: u64, done: &mpsc::Sender<Done>) -> Job {
         let device = Arc::new(Buggy);
-        let export = Export { name: "x".into(), device, description: String::new(), read_only: true };
-        let session =
-            Session { export: Arc::new(export), framing: Framing::Simple, has_allocation: false, report: None };
+        let export = Arc::new(Export::new("x", device));
+        let session = Session { export, framing: Framing::Simple, contexts: Vec::new(), report: None };
         Job {
             session: Arc::new(session),
             request: Request { flags: 0, command: command::READ, cookie, offset: 0, length: 1 },
             buffer: Buffer::default(),
             done: done.clone(),
+            since: Instant::now(),
         }
     }
 
@@ -197,8 +206,8 @@ mod tests {
         }
         drop(pool);
         for cookie in 0..3 {
-            let Done { request, reply } = replies.try_recv().unwrap();
-            assert_eq!(request.cookie, cookie);
+            let Done { request, reply, is_well, .. } = replies.try_recv().unwrap();
+            assert_eq!((request.cookie, is_well), (cookie, false));
             assert_eq!(reply.filled(), Reply::encode_simple(errno::EIO, cookie));
         }
     }

@@ -36,10 +36,13 @@ pub(super) fn error(framing: Framing, request: &Request, error: u32, message: &s
     }
 }
 
-/// Appends the extents of the metadata context `id`.
-pub(super) fn status(framing: Framing, request: &Request, id: u32, extents: &[Status], out: &mut Buffer) {
-    let (kind, payload) = encode_status(framing, id, extents);
-    last_chunk(framing, request, kind, &payload, out);
+/// Appends the extents of metadata contexts, by their ids; at least one.
+pub(super) fn statuses(framing: Framing, request: &Request, contexts: &[(u32, Vec<Status>)], out: &mut Buffer) {
+    for (i, (id, extents)) in contexts.iter().enumerate() {
+        let (kind, payload) = encode_status(framing, *id, extents);
+        let flags = if i + 1 == contexts.len() { chunk::FLAG_DONE } else { 0 };
+        put_chunk(framing, request, (flags, kind), &payload, out);
+    }
 }
 
 /// Appends the reply to a read whose data `fill` puts into place. When `fill` fails or says `false`, nothing is appended.
@@ -161,7 +164,11 @@ fn frame(framing: Framing, request: &Request, start: usize, runs: &[Run], out: &
 }
 
 fn last_chunk(framing: Framing, request: &Request, kind: u16, payload: &[u8], out: &mut Buffer) {
-    let head = ChunkHead { framing, flags: chunk::FLAG_DONE, kind, cookie: request.cookie, offset: request.offset };
+    put_chunk(framing, request, (chunk::FLAG_DONE, kind), payload, out);
+}
+
+fn put_chunk(framing: Framing, request: &Request, (flags, kind): (u16, u16), payload: &[u8], out: &mut Buffer) {
+    let head = ChunkHead { framing, flags, kind, cookie: request.cookie, offset: request.offset };
     Reply::encode_chunk(head, payload.len(), out.grow(Reply::wire_len(framing)));
     out.extend(payload);
 }

@@ -4,29 +4,28 @@
 //! that may wait runs in [`Session::execute`], on a storage thread; errors of the device are reported where they end.
 
 use super::super::errno as edge;
-use super::super::proto::transmission::{Request, Status, allocation, command, command_flag};
+use super::super::proto::transmission::{Request, Status, StatusQuery, command, command_flag};
 use super::super::proto::{Framing, MAX_PAYLOAD, errno, export_flag};
 use super::buffer::Buffer;
+use super::context::Context;
 use super::{Report, reply};
-use crate::device::{Content, Durability, Zeroing};
-use crate::export::Export;
+use crate::device::{Durability, Zeroing, check_range};
+use crate::export::{Deed, Export};
 use crate::{Error, Kind, Result};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// The only metadata context there is so far. Others get numbers of their own.
-pub(super) const ALLOCATION: (u32, &str) = (1, "base:allocation");
 /// Extents of one block status; the client asks again for more.
 const MAX_EXTENTS: usize = 2048;
-/// What a reply without data may take: a block status with extended headers.
+/// What a reply without data may take: a block status of one context with extended headers.
 const SMALL_REPLY: usize = 64 + 16 * MAX_EXTENTS;
 
 /// What was agreed with a client.
 pub(super) struct Session {
     pub(super) export: Arc<Export>,
     pub(super) framing: Framing,
-    /// Whether the client turned `base:allocation` on.
-    pub(super) has_allocation: bool,
+    /// What the client turned on.
+    pub(super) contexts: Vec<Context>,
     pub(super) report: Option<Report>,
 }
 
@@ -34,12 +33,16 @@ pub(super) struct Session {
 pub(super) struct Refusal(pub(super) u32, pub(super) &'static str);
 
 impl Session {
-    /// The flags that an export shows.
-    pub(super) fn flags(export: &Export, framing: Framing) -> u16 {
-        use export_flag::{CACHE, DF, FAST_ZERO, FLUSH, FUA, HAS_FLAGS, MULTI_CONN, READ_ONLY, TRIM, WRITE_ZEROES};
+    /// The flags that an export shows; `has_contexts` when block status can be asked for.
+    pub(super) fn flags(export: &Export, framing: Framing, has_contexts: bool) -> u16 {
+        use export_flag::{
+            BLOCK_STATUS_PAYLOAD, CACHE, DF, FAST_ZERO, FLUSH, FUA, HAS_FLAGS, MULTI_CONN, READ_ONLY, TRIM,
+            WRITE_ZEROES,
+        };
         // MULTI_CONN is honest for every device: all connections call one device, and its flush covers all writes.
         let mut flags = HAS_FLAGS | FLUSH | CACHE | MULTI_CONN;
         flags |= if export.is_read_only() { READ_ONLY } else { FUA | TRIM | WRITE_ZEROES | FAST_ZERO };
+        flags |= if framing == Framing::Extended && has_contexts { BLOCK_STATUS_PAYLOAD } else { 0 };
         flags | if framing == Framing::Simple { 0 } else { DF }
     }
 
@@ -52,6 +55,9 @@ impl Session {
             command::WRITE if self.framing == Framing::Extended => (command_flag::PAYLOAD_LEN, errno::ENOSPC),
             command::WRITE => (0, errno::ENOSPC),
             command::WRITE_ZEROES => (command_flag::NO_HOLE | command_flag::FAST_ZERO, errno::ENOSPC),
+            command::BLOCK_STATUS if self.framing == Framing::Extended => {
+                (command_flag::REQ_ONE | command_flag::PAYLOAD_LEN, errno::EINVAL)
+            }
             command::BLOCK_STATUS => (command_flag::REQ_ONE, errno::EINVAL),
             command::TRIM | command::CACHE | command::FLUSH => (0, errno::EINVAL),
             _ => return Err(Refusal(errno::EINVAL, "unknown command")),
@@ -67,8 +73,16 @@ impl Session {
         if command == command::FLUSH {
             return Ok(());
         }
-        if command == command::BLOCK_STATUS && !self.has_allocation {
+        if command == command::BLOCK_STATUS && self.contexts.is_empty() {
             return Err(Refusal(errno::EINVAL, "no metadata context was negotiated"));
+        }
+        if command == command::BLOCK_STATUS && flags & command_flag::PAYLOAD_LEN != 0 {
+            // The length is the payload's; what it says is checked when it is there.
+            let longest = StatusQuery::wire_len(self.contexts.len()) as u64;
+            return match length <= longest {
+                true => Ok(()),
+                false => Err(Refusal(errno::EINVAL, "more contexts than were negotiated")),
+            };
         }
         if length == 0 {
             return Err(Refusal(errno::EINVAL, "a request for no bytes"));
@@ -83,47 +97,58 @@ impl Session {
     }
 
     /// Bytes of memory that a checked request takes until its reply is sent.
-    pub(super) fn cost(request: &Request) -> usize {
+    pub(super) fn cost(&self, request: &Request) -> usize {
         match request.command {
             command::READ | command::WRITE => len(request).saturating_add(SMALL_REPLY),
+            command::BLOCK_STATUS => SMALL_REPLY.saturating_mul(self.contexts.len().max(1)),
             _ => SMALL_REPLY,
         }
     }
 
-    /// Answers a checked request if that needs no waiting, else says `false` and has done nothing.
-    pub(super) fn answer_at_once(&self, request: &Request, out: &mut Buffer) -> bool {
+    /// What a request counts as.
+    pub(super) fn deed(request: &Request) -> Deed {
+        match request.command {
+            command::READ => Deed::Read(request.length),
+            command::WRITE => Deed::Write(request.length),
+            _ => Deed::Other,
+        }
+    }
+
+    /// Answers a checked request if that needs no waiting, and says whether it went well; else `None`, and nothing was done.
+    pub(super) fn answer_at_once(&self, request: &Request, out: &mut Buffer) -> Option<bool> {
         let device = &self.export.device;
         match request.command {
             command::READ => {
                 let fill = |place: &mut [u8]| device.try_read_at(request.offset, place);
                 match reply::data(self.framing, request, len(request), out, fill) {
-                    Ok(is_done) => is_done,
+                    Ok(is_done) => is_done.then_some(true),
                     Err(e) => {
                         self.refuse(request, &e, out);
-                        true
+                        Some(false)
                     }
                 }
             }
             command::CACHE => {
                 device.prefetch(range(request));
                 reply::ok(self.framing, request, out);
-                true
+                Some(true)
             }
             command::FLUSH if self.export.is_read_only() => {
                 reply::ok(self.framing, request, out);
-                true
+                Some(true)
             }
-            _ => false,
+            _ => None,
         }
     }
 
-    /// Executes a checked request. `buffer` holds the payload of a write and, afterwards, the reply.
-    pub(super) fn execute(&self, request: &Request, buffer: &mut Buffer) {
+    /// Executes a checked request, and says whether it went well. `buffer` holds the request's payload and, afterwards, the reply.
+    pub(super) fn execute(&self, request: &Request, buffer: &mut Buffer) -> bool {
         let outcome = self.attempt(request, buffer);
-        if let Err(e) = outcome {
+        if let Err(e) = &outcome {
             buffer.truncate(0);
-            self.refuse(request, &e, buffer);
+            self.refuse(request, e, buffer);
         }
+        outcome.is_ok()
     }
 
     fn attempt(&self, request: &Request, buffer: &mut Buffer) -> Result<()> {
@@ -136,8 +161,9 @@ impl Session {
                 return Ok(());
             }
             command::BLOCK_STATUS => {
-                let extents = self.extents(request)?;
-                reply::status(self.framing, request, ALLOCATION.0, &extents, buffer);
+                let statuses = self.statuses(request, buffer.filled())?;
+                buffer.truncate(0);
+                reply::statuses(self.framing, request, &statuses, buffer);
                 return Ok(());
             }
             command::WRITE => {
@@ -162,27 +188,36 @@ impl Session {
         Ok(())
     }
 
-    fn extents(&self, request: &Request) -> Result<Vec<Status>> {
+    /// What the contexts that are wanted say.
+    fn statuses(&self, request: &Request, payload: &[u8]) -> Result<Vec<(u32, Vec<Status>)>> {
         let max = if request.flags & command_flag::REQ_ONE != 0 { 1 } else { MAX_EXTENTS };
-        let mut found: Vec<Status> = Vec::new();
-        for extent in self.export.device.extents(range(request), max)? {
-            let flags = match extent.content {
-                Content::Zero => allocation::HOLE | allocation::ZERO,
-                // What cannot be read is no hole: a client must try, and fail.
-                Content::Bytes | Content::Unreadable => 0,
-            };
-            let length = extent.range.end.saturating_sub(extent.range.start);
-            match found.last_mut() {
-                Some(last) if last.flags == flags => last.length += length,
-                _ => found.push(Status { length, flags }),
+        let query = match request.flags & command_flag::PAYLOAD_LEN {
+            0 => None,
+            _ => Some(StatusQuery::decode(payload)?),
+        };
+        let range = match &query {
+            None => range(request),
+            Some(query) => {
+                check_range(self.export.device.size(), request.offset, query.length)?;
+                if query.length == 0 || query.contexts.iter().any(|id| self.contexts.iter().all(|c| c.id != *id)) {
+                    return Err(Error::invalid("a block status of no bytes, or of a context that was not negotiated"));
+                }
+                request.offset..request.offset.saturating_add(query.length)
             }
-        }
-        Ok(found)
+        };
+        let is_wanted = |context: &&Context| query.as_ref().is_none_or(|q| q.contexts.contains(&context.id));
+        let wanted = self.contexts.iter().filter(is_wanted);
+        wanted.map(|c| Ok((c.id, c.status(&self.export, range.clone(), max)?))).collect()
     }
 
     /// Appends the error that `error` is for a client, and reports it if it is not the client's own affair.
     fn refuse(&self, request: &Request, error: &Error, out: &mut Buffer) {
-        reply::error(self.framing, request, edge::from_kind(error.kind()), error.context(), out);
+        let number = match edge::from_kind(error.kind()) {
+            // Reserved for zeroes that cannot be had fast: clients take it as leave to write them.
+            errno::ENOTSUP if request.flags & command_flag::FAST_ZERO == 0 => errno::EINVAL,
+            number => number,
+        };
+        reply::error(self.framing, request, number, error.context(), out);
         if let Some(report) = &self.report
             && !matches!(error.kind(), Kind::Invalid | Kind::Unsupported)
         {

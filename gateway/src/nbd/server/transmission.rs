@@ -9,20 +9,26 @@
 //! Not here: what a request does to a device, how a reply is framed. What holds: a connection has at most
 //! `requests_in_flight` requests in the pool and `bytes_in_flight` bytes of requests and unsent replies, or a single larger
 //! request; beyond that it stops reading its socket, so a client that does not read its replies, or sends without end, waits
-//! alone. Nothing here blocks; all the work between two waits is bounded by one batch.
+//! alone. A request that its export's limits hold back waits at the head of the input, in nobody's way but its own
+//! connection's. Nothing here blocks; all the work between two waits is bounded by one batch.
 
 use super::super::proto::transmission::{Request, command, command_flag};
 use super::super::proto::{Framing, MAX_PAYLOAD};
 use super::buffer::{Buffer, Output};
+use super::connections::Visit;
 use super::pool::{Done, Job};
 use super::session::{Refusal, Session};
 use super::{Services, reply};
+use crate::export::Deed;
+use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc;
+use tokio::time::{Sleep, sleep};
 
 /// Requests wait here until they are whole; larger payloads go straight into their own buffer.
 const INPUT: usize = 64 << 10;
@@ -36,8 +42,10 @@ pub(super) struct Transmission<S> {
     stream: S,
     session: Arc<Session>,
     services: Arc<Services>,
-    /// Its place in the pool.
-    lane: u64,
+    /// Also its place in the pool.
+    visit: Arc<Visit>,
+    /// Until the request at the head of the input may ask its export's limits again.
+    hold: Option<Pin<Box<Sleep>>>,
     input: Input,
     incoming: Incoming,
     output: Output,
@@ -45,6 +53,8 @@ pub(super) struct Transmission<S> {
     requests_in_pool: usize,
     /// Also of a request whose payload is still coming in.
     bytes_in_pool: usize,
+    /// A stream that encrypts may keep the end of what it was given.
+    is_unflushed: bool,
     /// No more requests are taken.
     is_closing: bool,
 }
@@ -65,19 +75,21 @@ enum Incoming {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
-    pub(super) fn new(stream: S, session: Session, lane: u64, services: Arc<Services>) -> Self {
+    pub(super) fn new(stream: S, session: Session, visit: Arc<Visit>, services: Arc<Services>) -> Self {
         let done = mpsc::channel(services.options.requests_in_flight.max(1));
         Transmission {
             stream,
             session: Arc::new(session),
             services,
-            lane,
+            visit,
+            hold: None,
             input: Input { bytes: vec![0; INPUT], start: 0, end: 0 },
             incoming: Incoming::Header,
             output: Output::default(),
             done,
             requests_in_pool: 0,
             bytes_in_pool: 0,
+            is_unflushed: false,
             is_closing: false,
         }
     }
@@ -97,9 +109,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
                     Poll::Ready(sent) => self.services.counters.sent(sent),
                     Poll::Pending => break,
                 }
+                self.is_unflushed = true;
                 has_moved = true;
             }
-            if self.is_closing && self.requests_in_pool == 0 && self.output.pending() == 0 {
+            if self.is_unflushed && Pin::new(&mut self.stream).poll_flush(cx)?.is_ready() {
+                self.is_unflushed = false;
+            }
+            let is_done = self.requests_in_pool == 0 && self.output.pending() == 0 && !self.is_unflushed;
+            if self.is_closing && is_done {
                 return Poll::Ready(Ok(()));
             }
             if self.wants_input()
@@ -110,7 +127,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
                 has_moved = true;
             }
             if !has_moved {
-                return Poll::Pending;
+                let Some(hold) = &mut self.hold else { return Poll::Pending };
+                std::task::ready!(hold.as_mut().poll(cx));
+                self.hold = None;
             }
         }
     }
@@ -119,14 +138,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
     fn collect(&mut self, cx: &mut Context<'_>) -> bool {
         let mut has_moved = false;
         while self.requests_in_pool > 0
-            && let Poll::Ready(Some(Done { request, reply })) = self.done.1.poll_recv(cx)
+            && let Poll::Ready(Some(Done { request, reply, is_well, latency })) = self.done.1.poll_recv(cx)
         {
             self.requests_in_pool -= 1;
-            self.bytes_in_pool -= Session::cost(&request);
+            self.bytes_in_pool -= self.session.cost(&request);
             self.output.push(reply);
+            self.answered(&request, is_well, Some(latency));
             has_moved = true;
         }
         has_moved
+    }
+
+    fn answered(&self, request: &Request, is_well: bool, latency: Option<Duration>) {
+        let deed = Session::deed(request);
+        self.session.export.activity().answered(deed, is_well, latency);
+        self.visit.activity().answered(deed, is_well, latency);
     }
 
     /// Works through the input until it is used up, a batch is full or a limit is reached.
@@ -179,10 +205,26 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
             && (held == 0 || held.saturating_add(cost) <= self.services.options.bytes_in_flight)
     }
 
+    /// Whether the export's limits hold `request` back; else it is charged to them.
+    fn has_to_wait(&mut self, request: &Request) -> bool {
+        let Some(meter) = self.session.export.meter() else { return false };
+        let bytes = match Session::deed(request) {
+            Deed::Read(bytes) | Deed::Write(bytes) => bytes,
+            Deed::Other => 0,
+        };
+        let Some(wait) = meter.admit(bytes) else { return false };
+        self.session.export.activity().delayed();
+        self.visit.activity().delayed();
+        self.hold = Some(Box::pin(sleep(wait)));
+        true
+    }
+
     /// Lets the request at the head of the input in; `false` when it has to wait there.
     fn admit(&mut self, request: &Request) -> bool {
         let verdict = self.session.check(request);
-        if verdict.is_ok() && !self.has_room(Session::cost(request)) {
+        if verdict.is_ok()
+            && (self.hold.is_some() || !self.has_room(self.session.cost(request)) || self.has_to_wait(request))
+        {
             return false;
         }
         self.input.take(Request::wire_len(self.session.framing));
@@ -195,6 +237,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
         match verdict {
             Err(Refusal(error, why)) => {
                 self.output.append(|out| reply::error(self.session.framing, request, error, why, out));
+                self.answered(request, false, None);
                 if has_payload {
                     // Skipping a little keeps the connection; nobody has to swallow gigabytes.
                     self.is_closing |= request.length > MAX_PAYLOAD.into();
@@ -205,15 +248,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
                 let mut buffer = self.output.spare();
                 let missing = usize::try_from(request.length).unwrap_or(0);
                 buffer.grow(missing);
-                self.bytes_in_pool += Session::cost(request);
+                self.bytes_in_pool += self.session.cost(request);
                 self.incoming = Incoming::Payload { request: *request, buffer, missing };
             }
             Ok(()) => {
                 let is_small = request.command != command::READ || request.length <= AT_ONCE;
-                if !is_small || !self.output.append(|out| self.session.answer_at_once(request, out)) {
-                    let buffer = self.output.spare();
-                    self.bytes_in_pool += Session::cost(request);
-                    self.submit(*request, buffer);
+                let at_once = match is_small {
+                    true => self.output.append(|out| self.session.answer_at_once(request, out)),
+                    false => None,
+                };
+                match at_once {
+                    Some(is_well) => self.answered(request, is_well, Some(Duration::ZERO)),
+                    None => {
+                        let buffer = self.output.spare();
+                        self.bytes_in_pool += self.session.cost(request);
+                        self.submit(*request, buffer);
+                    }
                 }
             }
         }
@@ -227,17 +277,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
     fn submit(&mut self, request: Request, buffer: Buffer) {
         self.requests_in_pool += 1;
         let (session, done) = (Arc::clone(&self.session), self.done.0.clone());
-        self.services.pool.submit(self.lane, Job { session, request, buffer, done });
+        self.services.pool.submit(self.visit.id(), Job { session, request, buffer, done, since: Instant::now() });
     }
 
-    /// Whether more input could be used: not while a whole request, or a part of a payload, waits for room.
+    /// Whether more input could be used: not while a whole request, or a part of a payload, waits for room. While one is held back
+    /// by limits there is still a look at what comes behind it, so that a client that leaves is noticed.
     fn wants_input(&self) -> bool {
         let waiting = self.input.filled().len();
         let is_starved = match self.incoming {
             Incoming::Header => waiting < Request::wire_len(self.session.framing),
             Incoming::Payload { .. } | Incoming::Refused { .. } => waiting == 0,
         };
-        is_starved && !self.is_closing
+        (is_starved || (self.hold.is_some() && waiting < INPUT)) && !self.is_closing
     }
 
     /// Receives into the payload that is due, or else into the input: how many bytes, 0 at the stream's end.
