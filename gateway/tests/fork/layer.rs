@@ -344,6 +344,28 @@ fn trimmed_space_is_given_back_once_the_trim_is_durable() {
 }
 
 #[test]
+fn a_hole_is_not_punched_for_a_zero_that_came_during_the_flush() {
+    for seed in 0..60 {
+        let mut rig = Rig::new(&vec![0; 4 << 20], 1);
+        let layer = Arc::new(rig.open());
+        layer.write_at(0, &vec![1; 70 * 4096], Durability::Cached).unwrap();
+        layer.flush().unwrap();
+        layer.trim(0..4096).unwrap();
+        layer.write_at(0, &vec![2; 70 * 4096], Durability::Cached).unwrap();
+        // The data is synced, then the journal; and then it is zeroed once more, which nobody flushes.
+        let beside = Arc::clone(&layer);
+        rig.plant.after_sync(1, move || beside.trim(0..4096).unwrap());
+        layer.flush().unwrap();
+        assert!(contents(&*layer)[..4096] == [0; 4096]);
+        rig.cut(Arc::into_inner(layer), &Chance::new(seed));
+        let found = contents(&rig.open());
+        for sector in found[..4096].chunks(512) {
+            assert!(sector == [0; 512] || sector == [2; 512], "seed {seed}: neither of what was written");
+        }
+    }
+}
+
+#[test]
 fn what_lies_on_the_disk_is_not_what_was_written() {
     let folder = tempfile::tempdir().unwrap();
     let layer = on_files(folder.path(), MIB);

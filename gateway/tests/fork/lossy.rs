@@ -24,7 +24,11 @@ pub(crate) struct Plant {
     space: AtomicI64,
     fails_sync: AtomicBool,
     syncs: AtomicU64,
+    after_sync: Mutex<Option<(u64, Hook)>>,
 }
+
+/// Something that happens beside a flush.
+type Hook = Box<dyn FnOnce() + Send>;
 
 #[derive(Clone, Default)]
 struct Platter {
@@ -49,6 +53,7 @@ impl Plant {
             space: AtomicI64::new(i64::MAX),
             fails_sync: AtomicBool::new(false),
             syncs: AtomicU64::new(0),
+            after_sync: Mutex::default(),
         })
     }
 
@@ -77,6 +82,11 @@ impl Plant {
     /// How many syncs there were.
     pub(crate) fn syncs(&self) -> u64 {
         self.syncs.load(Ordering::SeqCst)
+    }
+
+    /// Has `hook` run at the end of the sync that comes after `others` others, before it returns.
+    pub(crate) fn after_sync(&self, others: u64, hook: impl FnOnce() + Send + 'static) {
+        *self.after_sync.lock().unwrap() = Some((self.syncs() + others + 1, Box::new(hook)));
     }
 
     fn call(&self) -> Result<()> {
@@ -198,7 +208,7 @@ impl Medium for Lossy {
 
     fn sync(&self) -> Result<()> {
         self.plant.call()?;
-        self.plant.syncs.fetch_add(1, Ordering::SeqCst);
+        let number = self.plant.syncs.fetch_add(1, Ordering::SeqCst) + 1;
         let mut platter = self.platter.lock().unwrap();
         if self.plant.fails_sync.load(Ordering::SeqCst) {
             // As kernels do: what could not be written counts as clean, and is gone with the cache.
@@ -207,6 +217,11 @@ impl Medium for Lossy {
         }
         platter.synced = platter.now.clone();
         platter.since.clear();
+        drop(platter);
+        let hook = self.plant.after_sync.lock().unwrap().take_if(|(at, _)| *at == number);
+        if let Some((_, hook)) = hook {
+            hook();
+        }
         Ok(())
     }
 

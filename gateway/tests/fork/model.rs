@@ -9,9 +9,12 @@ use coffer_gateway::fork::Layer;
 use coffer_gateway::{BlockDevice, Content, Durability, Result};
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::panic::{catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::scope;
 
 const SECTOR: usize = 512;
-const SEEDS: u64 = 400;
+const SEEDS: u64 = 240;
 const STEPS: usize = 120;
 
 /// What a disk may hold.
@@ -242,10 +245,20 @@ fn play(seed: u64) {
 
 #[test]
 fn whatever_happens_what_was_flushed_is_there_and_nothing_is_half() {
-    for seed in seeds(SEEDS) {
-        println!("seed {seed}");
-        play(seed);
-    }
+    let next = AtomicU64::new(0);
+    let seeds = seeds(SEEDS);
+    scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while let Some(seed) = seeds.clone().nth(next.fetch_add(1, Ordering::Relaxed) as usize) {
+                    if let Err(panic) = catch_unwind(|| play(seed)) {
+                        println!("seed {seed}");
+                        resume_unwind(panic);
+                    }
+                }
+            });
+        }
+    });
 }
 
 #[test]
