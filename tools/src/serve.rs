@@ -3,8 +3,10 @@
 use crate::budgets::Budgets;
 use crate::context::{Context, choose, choose_disk};
 use crate::exit::{Result, describe};
+use crate::fork;
 use crate::signal;
 use clap::Subcommand;
+use coffer_gateway::fork::ForkName;
 use coffer_gateway::nbd::{Listener, Report, Server, ServerOptions};
 use coffer_gateway::{Export, Exports, SnapshotDevice};
 use coffer_repo::Error;
@@ -32,7 +34,7 @@ enum Command {
     Nbd(Nbd),
 }
 
-/// Serve disks as NBD exports, read-only, until a signal ends it
+/// Serve disks as NBD exports until a signal ends it: points read-only, forks to be written
 #[derive(Debug, clap::Args)]
 struct Nbd {
     /// Where: HOST:PORT, or unix:PATH for a socket file that only its owner may use
@@ -40,7 +42,7 @@ struct Nbd {
     listen: Place,
 
     /// What: the exports. Without NAME= an export is called as its point is written here
-    #[arg(required = true, value_name = "[NAME=]POINT[:DISK]")]
+    #[arg(required = true, value_name = "[NAME=]POINT[:DISK]|[NAME=]fork:NAME")]
     exports: Vec<ExportSpec>,
 
     #[command(flatten)]
@@ -59,7 +61,13 @@ enum Place {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct ExportSpec {
     name: String,
-    point: PointName,
+    what: Exported,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Exported {
+    Point(PointName),
+    Fork(ForkName),
 }
 
 impl Arguments {
@@ -95,8 +103,16 @@ impl Nbd {
         let exports = Exports::new();
         let mut pins: HashMap<SnapshotId, Arc<Pin>> = HashMap::new();
         for spec in &self.exports {
-            let snapshot = choose(&spec.point, &points)?;
-            let disk = choose_disk(&spec.point, snapshot)?;
+            let point = match &spec.what {
+                Exported::Point(point) => point,
+                Exported::Fork(name) => {
+                    let fork = fork::open(context, &repo, &reader, name)?;
+                    exports.add(fork::export(&spec.name, name, fork))?;
+                    continue;
+                }
+            };
+            let snapshot = choose(point, &points)?;
+            let disk = choose_disk(point, snapshot)?;
             let pin = match pins.get(&snapshot.id()) {
                 Some(pin) => Arc::clone(pin),
                 None => context.pin(&repo, snapshot, "export")?,
@@ -153,7 +169,11 @@ impl FromStr for ExportSpec {
 
     fn from_str(text: &str) -> std::result::Result<Self, Error> {
         let (name, point) = text.split_once('=').unwrap_or((text, text));
-        Ok(ExportSpec { name: name.to_owned(), point: PointName::parse(point)? })
+        let what = match point.strip_prefix("fork:") {
+            Some(fork) => Exported::Fork(fork.parse()?),
+            None => Exported::Point(PointName::parse(point)?),
+        };
+        Ok(ExportSpec { name: name.to_owned(), what })
     }
 }
 
@@ -179,9 +199,13 @@ mod tests {
     #[test]
     fn an_export_has_the_name_it_is_given_or_its_points() {
         let spec: ExportSpec = "root=web@latest:vda".parse().unwrap();
-        assert_eq!((spec.name.as_str(), spec.point), ("root", PointName::parse("web@latest:vda").unwrap()));
+        let point = |text| Exported::Point(PointName::parse(text).unwrap());
+        assert_eq!((spec.name.as_str(), spec.what), ("root", point("web@latest:vda")));
         let spec: ExportSpec = "web@-1".parse().unwrap();
-        assert_eq!((spec.name.as_str(), spec.point), ("web@-1", PointName::parse("web@-1").unwrap()));
+        assert_eq!((spec.name.as_str(), spec.what), ("web@-1", point("web@-1")));
+        let spec: ExportSpec = "x=fork:lab".parse().unwrap();
+        assert_eq!((spec.name.as_str(), spec.what), ("x", Exported::Fork("lab".parse().unwrap())));
+        assert!("fork:../x".parse::<ExportSpec>().is_err());
         assert!("x=web@noon".parse::<ExportSpec>().is_err());
     }
 }

@@ -7,6 +7,8 @@
 //! Not here: doors, which take a fork as any other device. What holds: stated by [`layer`], per seam.
 
 mod block_map;
+mod folder;
+mod header;
 mod journal;
 mod lanes;
 pub mod layer;
@@ -16,6 +18,8 @@ mod record;
 mod replay;
 mod rounds;
 
+pub use folder::{Fork, ForkName, Forks, ListedFork};
+pub use header::ForkHeader;
 pub use layer::{Layer, Media};
 pub use medium::{FileMedium, Medium};
 

@@ -114,20 +114,21 @@ mod tests {
         let (began, begun) = channel();
         let (end, ended) = channel::<()>();
         scope(|scope| {
-            scope.spawn(|| {
+            let (first, speaks) = (&rounds, &verdict);
+            scope.spawn(move || {
                 let hold = |_| {
                     began.send(()).unwrap();
                     ended.recv().unwrap();
                     Ok(())
                 };
-                rounds.join(&verdict, true, hold).unwrap();
+                first.join(speaks, true, hold).unwrap();
             });
             begun.recv().unwrap();
             let (rounds, verdict, ran) = (&rounds, &verdict, &ran);
             let askers: Vec<_> = (0..8)
                 .map(|i| {
                     scope.spawn(move || {
-                        let lead = |wants_data| {
+                        let lead = |wants_data: bool| {
                             assert!(wants_data, "one of them wanted it");
                             ran.fetch_add(1, Ordering::Relaxed);
                             Ok(())

@@ -5,6 +5,7 @@
 #![allow(clippy::print_stdout, reason = "seeds are told, so that a failure can be repeated")]
 
 mod chance;
+mod folder;
 mod layer;
 mod lossy;
 mod model;
