@@ -10,6 +10,7 @@
 #![allow(clippy::disallowed_methods, reason = "a test is a program: it may read its environment")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "seeds are told, so that a failure can be repeated")]
 
+use coffer_gateway::fork::ForkHeader;
 use coffer_gateway::nbd::proto::handshake::{self, Go, Info, MetaQuery};
 use coffer_gateway::nbd::proto::transmission::{self, Reply, Request, StatusQuery};
 use coffer_gateway::nbd::proto::{Framing, MAX_STRING};
@@ -24,7 +25,8 @@ use coffer_repo::descriptor::Descriptor;
 use coffer_repo::disk_map::{self, Hint, Node};
 use coffer_repo::epoch::Epoch;
 use coffer_repo::features;
-use coffer_repo::id::{PackUid, RecordId, SlotId, SnapshotId};
+use coffer_repo::fork_key::WrappedForkKey;
+use coffer_repo::id::{PackUid, RecipientId, RecordId, RepoId, SlotId, SnapshotId, WorkloadTag};
 use coffer_repo::index_delta::{self, IndexDelta};
 use coffer_repo::key_slot::{self, Credential};
 use coffer_repo::location::{IndexKey, PackKind};
@@ -349,6 +351,9 @@ fn objects(corpus: &Corpus) -> Vec<Decoder<'_>> {
         Decoder::new("verified record", verified_bodies(), |bytes| {
             one_meaning(Verified::decode(bytes), |verified| verified.encode().unwrap(), Verified::decode)
         }),
+        Decoder::new("fork header", vec![fork_header()], |bytes| {
+            one_meaning(ForkHeader::decode(bytes), |header| header.encode().unwrap(), ForkHeader::decode)
+        }),
         Decoder::new("moved record", moved_bodies(), |bytes| {
             one_meaning(Moved::decode(bytes), |moved| moved.encode().unwrap(), Moved::decode)
         }),
@@ -494,6 +499,24 @@ fn texts(corpus: &Corpus) -> Vec<Decoder<'_>> {
             read_only(ImageFormat::of_head(bytes).ok_or(()))
         }),
     ]
+}
+
+fn fork_header() -> Vec<u8> {
+    let time = Timestamp::from_seconds(1_795_226_400).unwrap();
+    let claim = |id| ClaimName { tag: WorkloadTag([1; 16]), time, id: SnapshotId([id; 16]) };
+    let key = WrappedForkKey { recipient: RecipientId([4; 16]), sealed: vec![5; 80] };
+    let header = ForkHeader {
+        repo: RepoId([3; 16]),
+        point: claim(1),
+        workload: "web".into(),
+        disk: "vda".into(),
+        size: 1 << 40,
+        block_size: 512,
+        created: time,
+        pin: claim(2),
+        keys: vec![key.clone(), key],
+    };
+    header.encode().unwrap()
 }
 
 /// Bodies of verified records: no frozen repository has any.

@@ -11,6 +11,8 @@
 mod block_device;
 #[path = "journey/collected.rs"]
 mod collected;
+#[path = "journey/forks.rs"]
+mod forks;
 #[path = "journey/formats.rs"]
 mod formats;
 #[path = "journey/full_disk.rs"]

@@ -8,7 +8,7 @@
 //!                      BlockDevice                      byte offsets, &self, object-safe, synchronous
 //!        +-----------+------+-----+-------------+
 //!        |           |            |             |
-//!   SnapshotDevice  Fork*    MemoryDevice   FaultyDevice, NbdClient      (* a later issue)
+//!   SnapshotDevice  Fork     MemoryDevice   FaultyDevice, NbdClient
 //! ```
 //!
 //! Not here: sockets, exports, who may do what. What holds: a write that returned may be lost by a power cut until

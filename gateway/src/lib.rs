@@ -10,6 +10,7 @@
 pub mod device;
 mod export;
 mod faulty_device;
+pub mod fork;
 mod memory_device;
 pub mod nbd;
 mod snapshot_changes;

@@ -277,11 +277,39 @@ impl Repository {
     }
 }
 
+impl Repository {
+    /// Checks that the pin at `pin`, which somebody left standing, still holds `snapshot`. `NotFound` when it was forgotten, or never
+    /// held that.
+    pub fn check_pin(&self, pin: ClaimName, snapshot: SnapshotId) -> Result<()> {
+        let ended = || Error::not_found(format!("the pin {} of {snapshot} was ended", pin.id));
+        // The forget first, as whoever sweeps removes it last.
+        if self.is_forgotten(pin.id)? {
+            return Err(ended());
+        }
+        match self.read_claim(pin) {
+            Ok(Claim { kind: ClaimKind::Pin { .. }, parents, .. }) if parents == [snapshot] => Ok(()),
+            Ok(_) => Err(Error::corrupt(format!("{pin} is no pin of {snapshot}"))),
+            Err(e) if e.kind() == Kind::NotFound => Err(ended()),
+            Err(e) => Err(e),
+        }
+    }
+}
+
 impl Pin {
+    /// The purpose of pins that end only when their fork does: the janitor leaves them alone.
+    pub const FORK: &str = "fork";
+
     /// What to tell the user when there is no pin.
     #[must_use]
     pub fn warning(&self) -> Option<&str> {
         self.warning.as_deref()
+    }
+
+    /// Lets the pin stand when this process ends, and names it: it ends by [`Repository::forget`]. Only those of a purpose that the
+    /// janitor spares outlive it: [`Pin::FORK`]. `None` when there is no pin.
+    #[must_use]
+    pub fn keep(mut self) -> Option<ClaimName> {
+        self.claim.take()
     }
 
     /// Ends the pin and says whether that worked.

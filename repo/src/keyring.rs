@@ -243,7 +243,7 @@ impl Repository {
     /// the session's credential got a newer slot meanwhile.
     pub(crate) fn open_header(&self, header: &PackHeader) -> Result<OpenPack> {
         match header.open(self.keys()) {
-            Err(e) if e.kind() == Kind::WrongKey && self.keys().is_full() && self.catch_up(header)? => {
+            Err(e) if e.kind() == Kind::WrongKey && self.keys().is_full() && self.catch_up(&recipients(header))? => {
                 header.open(self.keys())
             }
             // What was learnt on the way tells more of the cause.
@@ -252,12 +252,12 @@ impl Repository {
         }
     }
 
-    /// Looks for a newer slot that opens what this pack is sealed to; whether there was one.
-    fn catch_up(&self, header: &PackHeader) -> Result<bool> {
+    /// Looks for a newer slot that opens what is sealed to these data keys; whether there was one.
+    pub(crate) fn catch_up(&self, recipients: &[RecipientId]) -> Result<bool> {
         // Held while slots are read: each try takes the memory of a passphrase, and nobody else waits for this.
         let mut sought = self.entrance().sought.lock().unwrap_or_else(PoisonError::into_inner);
-        let opens = |keys: &Keys| header.slots.iter().any(|slot| keys.data_private(slot.recipient).is_some());
-        let epoch = || header.slots.iter().find_map(|slot| self.keys().epoch_of(slot.recipient));
+        let opens = |keys: &Keys| recipients.iter().any(|recipient| keys.data_private(*recipient).is_some());
+        let epoch = || recipients.iter().find_map(|recipient| self.keys().epoch_of(*recipient));
         if opens(self.keys()) {
             return Ok(true);
         }
@@ -273,4 +273,9 @@ impl Repository {
         }
         Ok(newer.is_some())
     }
+}
+
+/// The data keys that a pack is sealed to.
+fn recipients(header: &PackHeader) -> Vec<RecipientId> {
+    header.slots.iter().map(|slot| slot.recipient).collect()
 }

@@ -83,6 +83,7 @@ impl Coffer {
             .env_clear()
             .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
             .env("TMPDIR", self.path("scratch"))
+            .env("COFFER_STATE", self.path("state"))
             .args(["-r", "repo", "--cache-dir", "cache"])
             .args(key)
             .args(arguments)

@@ -3,6 +3,8 @@
 //! Not here: what the values mean ([`crate::settings`]). What holds: this is the only file that reads variables or the clock.
 #![allow(clippy::disallowed_methods)] // The one place of the program that may.
 
+use coffer_gateway::fork::BootId;
+use coffer_repo::id::RecordId;
 use coffer_repo::key_slot::{PassphraseCost, SlotOptions};
 use coffer_repo::snapshot::Identity;
 use coffer_repo::time::Timestamp;
@@ -21,6 +23,8 @@ pub(crate) struct Environment {
     pub(crate) key_file: Option<PathBuf>,
     /// Where programs keep what they can make again: `XDG_CACHE_HOME`, or `HOME/.cache`.
     pub(crate) caches: Option<PathBuf>,
+    /// Where forks are kept: `COFFER_STATE`, or `coffer` in `XDG_STATE_HOME` or `HOME/.local/state`.
+    pub(crate) state: Option<PathBuf>,
     /// Where programs look for their configuration: `XDG_CONFIG_HOME`, or `HOME/.config`.
     pub(crate) configurations: Option<PathBuf>,
 }
@@ -38,6 +42,7 @@ impl Environment {
             password_file: path("COFFER_PASSWORD_FILE"),
             key_file: path("COFFER_KEY_FILE"),
             caches: xdg("XDG_CACHE_HOME", ".cache"),
+            state: path("COFFER_STATE").or_else(|| xdg("XDG_STATE_HOME", ".local/state").map(|p| p.join("coffer"))),
             configurations: xdg("XDG_CONFIG_HOME", ".config"),
         }
     }
@@ -54,6 +59,14 @@ pub(crate) fn handed_sockets() -> Option<u16> {
 /// A folder for short-lived private things.
 pub(crate) fn scratch() -> PathBuf {
     std::env::temp_dir()
+}
+
+/// Which start of the machine this is.
+pub(crate) fn boot() -> Result<BootId> {
+    let path = "/proc/sys/kernel/random/boot_id";
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    let id: RecordId = text.trim().replace('-', "").parse().map_err(|e: Error| e.within(path))?;
+    Ok(BootId(id.0))
 }
 
 /// How many threads run at once here.

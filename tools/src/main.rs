@@ -20,6 +20,7 @@ mod diff;
 mod environment;
 mod exit;
 mod forget;
+mod fork;
 mod gc;
 mod heal;
 mod init;
@@ -79,6 +80,7 @@ enum Command {
     Restore(restore::Arguments),
     Mount(mount::Arguments),
     Serve(serve::Arguments),
+    Fork(fork::Arguments),
     Verify(verify::Arguments),
     Forget(forget::Arguments),
     Protect(protect::Protect),
@@ -112,6 +114,7 @@ impl Command {
             Command::Restore(arguments) => arguments.run(context),
             Command::Mount(arguments) => arguments.run(context),
             Command::Serve(arguments) => arguments.run(context),
+            Command::Fork(arguments) => arguments.run(context),
             Command::Verify(arguments) => arguments.run(context),
             Command::Forget(arguments) => arguments.run(context),
             Command::Protect(arguments) => arguments.run(context),

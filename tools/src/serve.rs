@@ -33,7 +33,7 @@ enum Command {
     Nbd(Box<Nbd>),
 }
 
-/// Serve disks as NBD exports, read-only, until a signal ends it
+/// Serve disks as NBD exports until a signal ends it: points read-only, forks to be written
 #[derive(Debug, clap::Args)]
 struct Nbd {
     /// Where: HOST:PORT, unix:PATH for a socket file, or systemd for the sockets that systemd hands over. May be repeated
@@ -45,7 +45,7 @@ struct Nbd {
     socket_mode: SocketMode,
 
     /// What: the exports. Without NAME= an export is called as its point is written here
-    #[arg(required = true, value_name = "[NAME=]POINT[:DISK]")]
+    #[arg(required = true, value_name = "[NAME=]POINT[:DISK]|[NAME=]fork:NAME")]
     exports: Vec<ExportSpec>,
 
     /// Who may use an export; to all others it does not exist. Networks as in 10.0.0.0/8, cert: and the common name of a client's

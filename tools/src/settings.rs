@@ -32,6 +32,10 @@ pub(crate) struct Globals {
     #[arg(long, global = true, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
 
+    /// Where forks are kept: what is written to them is nowhere else. Without it COFFER_STATE, or XDG_STATE_HOME/coffer
+    #[arg(long, global = true, value_name = "DIR")]
+    state: Option<PathBuf>,
+
     /// Print one JSON object instead of text
     #[arg(long, global = true)]
     pub(crate) json: bool,
@@ -59,6 +63,7 @@ pub(crate) struct Settings {
     /// What opens the repository.
     pub(crate) opener: Opener,
     caches: Option<PathBuf>,
+    state: Option<PathBuf>,
 }
 
 /// One layer.
@@ -88,6 +93,7 @@ impl Settings {
             location: None,
             opener: Opener::Question,
             caches: globals.cache_dir.clone().or_else(|| environment.caches.map(|caches| caches.join("coffer"))),
+            state: globals.state.clone().or(environment.state),
         };
         for (where_from, layer) in
             [("the command line", line), ("the environment", variables), ("the configuration file", file)]
@@ -119,6 +125,13 @@ impl Settings {
     pub(crate) fn caches(&self) -> Result<&Path> {
         self.caches.as_deref().ok_or_else(|| {
             wrong_use("where may the index be kept? Neither XDG_CACHE_HOME nor HOME is set; say --cache-dir DIR")
+        })
+    }
+
+    /// The folder for what cannot be made again.
+    pub(crate) fn state(&self) -> Result<&Path> {
+        self.state.as_deref().ok_or_else(|| {
+            wrong_use("where are forks kept? Neither COFFER_STATE, XDG_STATE_HOME nor HOME is set; say --state DIR")
         })
     }
 }

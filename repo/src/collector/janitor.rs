@@ -6,15 +6,13 @@
 
 use super::roots::Roots;
 use super::{CollectOptions, CollectReport};
+use crate::catalog::Pin;
 use crate::error::{Error, Kind, Result};
 use crate::id::RecordId;
 use crate::repository::Repository;
 use crate::session::Sessions;
 use crate::snapshot::{Claim, ClaimKind, Decision};
 use std::collections::HashSet;
-
-/// The purpose of pins that end only when their fork does.
-const FORK: &str = "fork";
 
 pub(super) fn tidy(repo: &Repository, options: &CollectOptions, report: &mut CollectReport) -> Result<()> {
     let roots = Roots::list(repo)?;
@@ -37,7 +35,7 @@ pub(super) fn tidy(repo: &Repository, options: &CollectOptions, report: &mut Col
                     report.revoked.push(*name);
                 }
             }
-            ClaimKind::Pin { purpose } if purpose == FORK => {}
+            ClaimKind::Pin { purpose } if purpose == Pin::FORK => {}
             ClaimKind::Pin { .. } => {
                 if session_of(&claim)?.is_some_and(|session| running.contains(&session)) {
                     continue;

@@ -6,6 +6,7 @@
 //!   IdKey (id_key)          names content: chunk ids, node ids, workload tags        keyed BLAKE3
 //!   Signer (signature)      who wrote it                                             Ed25519
 //!   PackKey (pack_key)      the key of a data pack, sealed to the data public key    HPKE base mode, X25519
+//!   Xts (xts)               blocks of forks, where they lie                          AES-256-XTS
 //! ```
 //!
 //! Not here: which key a session holds ([`crate::keys`]), what is sealed ([`crate::sealed`] and the packs), where randomness
@@ -16,11 +17,13 @@ mod frame;
 mod id_key;
 mod pack_key;
 mod signature;
+mod xts;
 
 pub use frame::{Aead, Codec, FrameAt, FrameKey, TAG_LEN};
 pub use id_key::IdKey;
 pub use pack_key::{DataPrivate, DataPublic, KEM_X25519, KeySlot, PackKey, open_with, seal_to};
 pub use signature::{PublicKey, SIGNATURE_LEN, Signer};
+pub use xts::{XTS_UNIT, Xts, XtsDirection, XtsKey};
 
 use crate::entropy::Entropy;
 use crate::error::{Error, Result};

@@ -1,4 +1,4 @@
-//! What is offered, as a person writes it: exports of points, who may use them, how fast, and what they are compared with.
+//! What is offered, as a person writes it: exports of points and of forks, who may use them, how fast, and what they are compared with.
 //!
 //! Not here: doors. What holds: every name in an option has to be one of an export, so that a slip of the pen opens nothing to
 //! everybody; each point that is read or compared with is pinned once.
@@ -6,6 +6,8 @@
 use crate::budgets::parse_size;
 use crate::context::{Context, choose, choose_disk};
 use crate::exit::{Result, wrong_use};
+use crate::fork;
+use coffer_gateway::fork::ForkName;
 use coffer_gateway::{Access, Changes, Export, Exports, Limits, Permit, SnapshotChanges, SnapshotDevice};
 use coffer_repo::Error;
 use coffer_repo::catalog::Pin;
@@ -25,7 +27,13 @@ use std::sync::Arc;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ExportSpec {
     pub(super) name: String,
-    point: PointName,
+    what: Exported,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Exported {
+    Point(PointName),
+    Fork(ForkName),
 }
 
 /// `EXPORT=PERMIT,..`
@@ -86,8 +94,16 @@ impl Offer<'_> {
         let mut is_used = vec![false; self.changed_since.len()];
         let exports = Exports::new();
         for spec in self.exports {
-            let snapshot = choose(&spec.point, &points)?;
-            let disk = choose_disk(&spec.point, snapshot)?;
+            let point = match &spec.what {
+                Exported::Point(point) => point,
+                Exported::Fork(name) => {
+                    let fork = fork::open(context, &repo, &reader, name)?;
+                    exports.add(self.guarded(fork::export(&spec.name, name, fork)))?;
+                    continue;
+                }
+            };
+            let snapshot = choose(point, &points)?;
+            let disk = choose_disk(point, snapshot)?;
             let mut changes = Vec::new();
             for (since, is_used) in self.changed_since.iter().zip(&mut is_used) {
                 for (name, other, other_disk) in since.meant(spec, snapshot, disk, &points)? {
@@ -102,11 +118,8 @@ impl Offer<'_> {
             let mut export = Export::new(spec.name.clone(), Arc::new(device));
             export.description = format!("{}@{}:{}", snapshot.workload, snapshot.time(), disk.name);
             export.read_only = true;
-            export.access = self.access(&spec.name);
-            export.limits =
-                self.limit.iter().rfind(|l| l.export == spec.name).map_or_else(Limits::default, |l| l.limits);
             export.changes = changes;
-            exports.add(export)?;
+            exports.add(self.guarded(export))?;
         }
         let unused = is_used.iter().zip(self.changed_since).find(|(is_used, _)| !**is_used);
         if let Some((_, ChangedSpec { point: Some((text, _)), .. })) = unused {
@@ -115,9 +128,11 @@ impl Offer<'_> {
         Ok(Arc::new(exports))
     }
 
-    fn access(&self, export: &str) -> Access {
-        let permits = self.allow.iter().filter(|a| a.export == export).flat_map(|a| a.permits.clone());
-        Access::only(permits)
+    /// The export with its access list and limits.
+    fn guarded(&self, export: Export) -> Export {
+        let permits = self.allow.iter().filter(|a| a.export == export.name).flat_map(|a| a.permits.clone());
+        let limits = self.limit.iter().rfind(|l| l.export == export.name).map_or_else(Limits::default, |l| l.limits);
+        Export { access: Access::only(permits), limits, ..export }
     }
 
     /// Whether all names in options are names of exports.
@@ -177,7 +192,11 @@ impl FromStr for ExportSpec {
 
     fn from_str(text: &str) -> std::result::Result<Self, Error> {
         let (name, point) = text.split_once('=').unwrap_or((text, text));
-        Ok(ExportSpec { name: name.to_owned(), point: PointName::parse(point)? })
+        let what = match point.strip_prefix("fork:") {
+            Some(fork) => Exported::Fork(fork.parse()?),
+            None => Exported::Point(PointName::parse(point)?),
+        };
+        Ok(ExportSpec { name: name.to_owned(), what })
     }
 }
 
@@ -235,10 +254,14 @@ mod tests {
 
     #[test]
     fn an_export_has_the_name_it_is_given_or_its_points() {
+        let point = |text| Exported::Point(PointName::parse(text).unwrap());
         let spec: ExportSpec = "root=web@latest:vda".parse().unwrap();
-        assert_eq!((spec.name.as_str(), spec.point), ("root", PointName::parse("web@latest:vda").unwrap()));
+        assert_eq!((spec.name.as_str(), spec.what), ("root", point("web@latest:vda")));
         let spec: ExportSpec = "web@-1".parse().unwrap();
-        assert_eq!((spec.name.as_str(), spec.point), ("web@-1", PointName::parse("web@-1").unwrap()));
+        assert_eq!((spec.name.as_str(), spec.what), ("web@-1", point("web@-1")));
+        let spec: ExportSpec = "x=fork:lab".parse().unwrap();
+        assert_eq!((spec.name.as_str(), spec.what), ("x", Exported::Fork("lab".parse().unwrap())));
+        assert!("fork:../x".parse::<ExportSpec>().is_err());
         assert!("x=web@noon".parse::<ExportSpec>().is_err());
     }
 

@@ -1,0 +1,427 @@
+//! Forks in a folder: made, listed, opened, dropped.
+//!
+//! ```text
+//!   <folder>/<NAME>/fork               what it is (super::header)
+//!                   lock               held by the one process that has it open
+//!                   1/data journal-a journal-b     its layer; commits in use will stack further ones
+//!   <folder>/.<NAME>.<random>          one that is being made or dropped, or that a crash left so: cleared away by the next
+//! ```
+//! Not here: blocks. What holds: a fork's pin is put before its folder appears and ended after it disappeared, so that a fork that is
+//! seen is held; folders appear and disappear by one rename, durably; the pin of a fork ends by dropping it and by nothing else.
+
+use super::BootId;
+use super::header::ForkHeader;
+use super::layer::{Layer, Media};
+use super::medium::FileMedium;
+use crate::device::{BlockDevice, Durability, Extent, Zeroing};
+use crate::{Error, Kind, Result, SnapshotDevice};
+use coffer_repo::catalog::Pin;
+use coffer_repo::entropy::{Entropy, fresh};
+use coffer_repo::fork_key::ForkKey;
+use coffer_repo::id::RecordId;
+use coffer_repo::reader::Reader;
+use coffer_repo::repository::Repository;
+use coffer_repo::snapshot::{Disk, Identity, Snapshot};
+use coffer_repo::time::Timestamp;
+use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
+use rustix::io::Errno;
+use std::fmt;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::Write;
+use std::ops::Range;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+const HEADER: &str = "fork";
+const LOCK: &str = "lock";
+/// The longest name, in bytes.
+const MAX_NAME: usize = 64;
+
+/// The name of a fork: 1 to 64 of `A-Z a-z 0-9 . _ -`, and no dot in front.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ForkName(String);
+
+impl FromStr for ForkName {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let is_fine = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'_' | b'-');
+        if (1..=MAX_NAME).contains(&text.len()) && text.bytes().all(is_fine) && !text.starts_with('.') {
+            return Ok(ForkName(text.to_owned()));
+        }
+        let rule = "a name has 1 to 64 of the characters A-Z a-z 0-9 . _ - and begins with no dot";
+        Err(Error::invalid(format!("'{text}' cannot be the name of a fork: {rule}")))
+    }
+}
+
+impl fmt::Display for ForkName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The forks of one repository on this machine.
+#[derive(Clone, Debug)]
+pub struct Forks {
+    folder: PathBuf,
+}
+
+/// A fork in a list.
+#[derive(Debug)]
+pub struct ListedFork {
+    /// Its name.
+    pub name: ForkName,
+    /// What it is, or why that cannot be told.
+    pub header: Result<ForkHeader>,
+    /// Bytes that it takes on the disk, its journals included.
+    pub taken: u64,
+    /// Whether a process has it open.
+    pub is_open: bool,
+}
+
+/// A fork that this process has open: a device that can be written.
+pub struct Fork {
+    header: ForkHeader,
+    layer: Layer,
+    _lock: File,
+}
+
+impl Forks {
+    /// Those below `folder`, which need not exist yet.
+    #[must_use]
+    pub fn new(folder: PathBuf) -> Self {
+        Forks { folder }
+    }
+
+    /// Makes a fork of a disk of `snapshot`. `Locked` when the name is taken.
+    #[allow(clippy::too_many_arguments, reason = "each is a thing of its own kind")]
+    pub fn create(
+        &self,
+        repo: &Arc<Repository>,
+        name: &ForkName,
+        snapshot: &Snapshot,
+        disk: &Disk,
+        identity: &Identity,
+        now: Timestamp,
+        boot: BootId,
+    ) -> Result<ForkHeader> {
+        repo.check_full("make forks")?;
+        if self.path(name).exists() {
+            return Err(taken(name));
+        }
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.folder).map_err(|e| failed(&self.folder, e))?;
+        self.clear(repo, now)?;
+        let pin = repo.pin(snapshot, Pin::FORK, identity, now)?;
+        let warning = pin.warning().map(str::to_owned);
+        let Some(pin) = pin.keep() else {
+            let why = warning.unwrap_or_default();
+            return Err(Error::new(Kind::Unavailable, format!("a fork needs a pin in the repository: {why}")));
+        };
+        let mut header = ForkHeader {
+            repo: repo.keys().repo(),
+            point: snapshot.name,
+            workload: snapshot.workload.clone(),
+            disk: disk.name.clone(),
+            size: disk.size,
+            block_size: disk.block_size,
+            created: now,
+            pin,
+            keys: Vec::new(),
+        };
+        let draft = self.hidden(name, repo.entropy());
+        let made = draft.as_deref().map_err(Error::duplicate).and_then(|draft| {
+            let key = ForkKey::generate(repo.entropy())?;
+            header.keys.push(repo.wrap_fork_key(&key, &header.binding(1)?)?);
+            // Held until it has its name, so that nobody clears it away.
+            let _lock = self.build(draft, &header, &key, boot, repo.entropy())?;
+            rename(draft, &self.path(name)).map_err(|e| match e {
+                Errno::EXIST => taken(name),
+                e => failed(draft, e.into()),
+            })?;
+            sync_folder(&self.folder)
+        });
+        if let Err(e) = made {
+            // As good as can be: what is left is cleared away by the next.
+            if let Ok(draft) = draft {
+                let _ = fs::remove_dir_all(draft);
+            }
+            let _ = repo.forget(pin, now);
+            return Err(e);
+        }
+        Ok(header)
+    }
+
+    fn build(
+        &self,
+        draft: &Path,
+        header: &ForkHeader,
+        key: &ForkKey,
+        boot: BootId,
+        entropy: &dyn Entropy,
+    ) -> Result<File> {
+        let layer = draft.join("1");
+        for folder in [draft, &layer] {
+            DirBuilder::new().mode(0o700).create(folder).map_err(|e| failed(folder, e))?;
+        }
+        let lock = lock(draft)?.ok_or_else(|| Error::internal("a new fork is locked"))?;
+        let path = draft.join(HEADER);
+        let bytes = header.encode()?;
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        file.and_then(|mut file| file.write_all(&bytes).and_then(|()| file.sync_all()))
+            .map_err(|e| failed(&path, e))?;
+        Layer::create(&media(&layer, FileMedium::create)?, key, header.size, boot, entropy)?;
+        for folder in [&layer, draft] {
+            sync_folder(folder)?;
+        }
+        Ok(lock)
+    }
+
+    /// All forks, by name.
+    pub fn list(&self) -> Result<Vec<ListedFork>> {
+        let mut forks = Vec::new();
+        for file in self.entries()? {
+            let Ok(name) = file.parse::<ForkName>() else { continue };
+            let path = self.path(&name);
+            forks.push(ListedFork {
+                header: read_header(&path),
+                taken: taken_by(&path),
+                is_open: lock(&path).is_ok_and(|lock| lock.is_none()),
+                name,
+            });
+        }
+        forks.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(forks)
+    }
+
+    /// Opens a fork. `NotFound` when there is none or its pin was ended, `Locked` when another process has it open.
+    pub fn open(
+        &self,
+        repo: &Arc<Repository>,
+        reader: &Arc<Reader>,
+        name: &ForkName,
+        boot: BootId,
+        entropy: Arc<dyn Entropy>,
+    ) -> Result<Fork> {
+        let within = |e: Error| e.within(format_args!("fork '{name}'"));
+        let (lock, header) = self.hold(name)?;
+        if header.repo != repo.keys().repo() {
+            return Err(within(Error::invalid(format!("it is one of the repository {}", header.repo))));
+        }
+        let held = repo.check_pin(header.pin, header.point.id).and_then(|()| repo.read_snapshot(header.point));
+        let snapshot = held.and_then(|snapshot| snapshot.ok_or_else(|| Error::not_found("its point is gone")));
+        let snapshot = snapshot.map_err(|e| match e.kind() {
+            Kind::NotFound => e.within(format_args!(
+                "fork '{name}' has lost what it builds on: nobody holds {}@{} for it any more; drop it",
+                header.workload, header.point.time
+            )),
+            _ => within(e),
+        })?;
+        let [wrapped] = header.keys.as_slice() else {
+            let why = "it has several layers, which this version does not know";
+            return Err(within(Error::new(Kind::Unsupported, why)));
+        };
+        let key = repo.open_fork_key(wrapped, &header.binding(1)?).map_err(within)?;
+        let base = Arc::new(SnapshotDevice::new(reader.disk(&snapshot, &header.disk)?, None));
+        if (base.size(), base.block_size()) != (header.size, header.block_size) {
+            return Err(within(Error::corrupt("its disk is not the one that it was made from")));
+        }
+        let media = media(&self.path(name).join("1"), FileMedium::open).map_err(within)?;
+        let layer = Layer::open(base, media, &key, boot, entropy).map_err(within)?;
+        Ok(Fork { header, layer, _lock: lock })
+    }
+
+    /// Drops a fork: its writes are gone, and its point may go. `Locked` while it is open somewhere.
+    pub fn remove(&self, repo: &Repository, name: &ForkName, now: Timestamp) -> Result<()> {
+        repo.check_full("drop forks")?;
+        let (_lock, header) = self.hold(name)?;
+        if header.repo != repo.keys().repo() {
+            return Err(Error::invalid(format!("fork '{name}' is one of the repository {}", header.repo)));
+        }
+        let gone = self.hidden(name, repo.entropy())?;
+        rename(&self.path(name), &gone).map_err(|e| failed(&self.path(name), e.into()))?;
+        sync_folder(&self.folder)?;
+        repo.forget(header.pin, now)?;
+        fs::remove_dir_all(&gone).map_err(|e| failed(&gone, e))
+    }
+
+    /// Ends what a crash left half made or half dropped.
+    fn clear(&self, repo: &Repository, now: Timestamp) -> Result<()> {
+        for file in self.entries()?.into_iter().filter(|file| file.starts_with('.')) {
+            let path = self.folder.join(file);
+            // One that somebody else is about to make or to drop is locked.
+            let Some(_lock) = lock(&path)? else { continue };
+            match read_header(&path) {
+                Ok(header) if header.repo == repo.keys().repo() => repo.forget(header.pin, now)?,
+                Ok(_) => continue,
+                // It never came to have one.
+                Err(_) => {}
+            }
+            fs::remove_dir_all(&path).map_err(|e| failed(&path, e))?;
+        }
+        Ok(())
+    }
+
+    /// Locks a fork and reads what it is.
+    fn hold(&self, name: &ForkName) -> Result<(File, ForkHeader)> {
+        let path = self.path(name);
+        let lock = match path.exists() {
+            true => patiently(&path)?,
+            false => {
+                let known: Vec<String> = self.list()?.into_iter().map(|fork| fork.name.0).collect();
+                let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+                return Err(Error::not_found(format!("there is no fork '{name}' here; there are: {known}")));
+            }
+        };
+        let lock = lock.ok_or_else(|| {
+            let why = "end the process that serves it, or serve it through several doors of that one";
+            Error::new(Kind::Locked, format!("fork '{name}' is open in another process; {why}"))
+        })?;
+        let header = read_header(&path).map_err(|e| e.within(format_args!("fork '{name}'")))?;
+        Ok((lock, header))
+    }
+
+    fn entries(&self) -> Result<Vec<String>> {
+        let entries = match fs::read_dir(&self.folder) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.map_err(|e| failed(&self.folder, e))?,
+        };
+        let names = entries.map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()));
+        names.collect::<std::io::Result<_>>().map_err(|e| failed(&self.folder, e))
+    }
+
+    fn path(&self, name: &ForkName) -> PathBuf {
+        self.folder.join(&name.0)
+    }
+
+    /// A name for one that is not there yet, or no more.
+    fn hidden(&self, name: &ForkName, entropy: &dyn Entropy) -> Result<PathBuf> {
+        Ok(self.folder.join(format!(".{name}.{}", RecordId(fresh(entropy)?))))
+    }
+}
+
+impl Fork {
+    /// What it is.
+    #[must_use]
+    pub fn header(&self) -> &ForkHeader {
+        &self.header
+    }
+
+    /// Flushes it for the last time, and says whether that worked.
+    pub fn close(&self) -> Result<()> {
+        self.layer.close()
+    }
+}
+
+impl BlockDevice for Fork {
+    fn size(&self) -> u64 {
+        self.layer.size()
+    }
+
+    fn block_size(&self) -> u32 {
+        self.layer.block_size()
+    }
+
+    fn is_read_only(&self) -> bool {
+        false
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+        self.layer.read_at(offset, out)
+    }
+
+    fn try_read_at(&self, offset: u64, out: &mut [u8]) -> Result<bool> {
+        self.layer.try_read_at(offset, out)
+    }
+
+    fn extents(&self, range: Range<u64>, max: usize) -> Result<Vec<Extent>> {
+        self.layer.extents(range, max)
+    }
+
+    fn prefetch(&self, range: Range<u64>) {
+        self.layer.prefetch(range);
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8], durability: Durability) -> Result<()> {
+        self.layer.write_at(offset, bytes, durability)
+    }
+
+    fn zero(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
+        self.layer.zero(range, how)
+    }
+
+    fn trim(&self, range: Range<u64>) -> Result<()> {
+        self.layer.trim(range)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.layer.flush()
+    }
+
+    fn compare_and_write(&self, offset: u64, expected: &[u8], new: &[u8]) -> Result<Option<usize>> {
+        self.layer.compare_and_write(offset, expected, new)
+    }
+}
+
+fn media(folder: &Path, open: impl Fn(&Path) -> Result<FileMedium>) -> Result<Media> {
+    let medium = |name: &str| open(&folder.join(name)).map(Arc::new);
+    Ok(Media { data: medium("data")?, journals: [medium("journal-a")?, medium("journal-b")?] })
+}
+
+/// The lock of a fork's folder; `None` when somebody has it.
+fn lock(folder: &Path) -> Result<Option<File>> {
+    let path = folder.join(LOCK);
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let file = file.map_err(|e| failed(&path, e))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(Errno::WOULDBLOCK) => Ok(None),
+        Err(e) => Err(failed(&path, e.into())),
+    }
+}
+
+/// As [`lock`], with patience for somebody who lists the forks and has it for a moment.
+fn patiently(folder: &Path) -> Result<Option<File>> {
+    for _ in 0..20 {
+        if let Some(file) = lock(folder)? {
+            return Ok(Some(file));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(None)
+}
+
+fn read_header(folder: &Path) -> Result<ForkHeader> {
+    let path = folder.join(HEADER);
+    let bytes = fs::read(&path).map_err(|e| failed(&path, e))?;
+    ForkHeader::decode(&bytes).map_err(|e| e.within(path.display()))
+}
+
+/// Bytes that the files of a folder take.
+fn taken_by(folder: &Path) -> u64 {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let sizes = entries.map(|entry| match entry.metadata() {
+        Ok(of) if of.is_dir() => taken_by(&entry.path()),
+        Ok(of) => of.blocks() * 512,
+        Err(_) => 0,
+    });
+    sizes.sum()
+}
+
+fn rename(from: &Path, to: &Path) -> rustix::io::Result<()> {
+    renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)
+}
+
+fn sync_folder(path: &Path) -> Result<()> {
+    File::open(path).and_then(|folder| folder.sync_all()).map_err(|e| failed(path, e))
+}
+
+fn taken(name: &ForkName) -> Error {
+    Error::new(Kind::Locked, format!("there is a fork '{name}' already; choose another name, or drop it"))
+}
+
+fn failed(path: &Path, error: std::io::Error) -> Error {
+    Error::io(path.display().to_string(), error)
+}

@@ -1,0 +1,386 @@
+//! Private writes above a disk that never changes: copy on write in blocks of 4 KiB.
+//!
+//! ```text
+//!   read   block untouched -> base      zeroed -> zeroes      ours -> data, decrypted
+//!   write  data (sealed), then a record in the journal if the block was not ours, then the map: then it is acknowledged
+//!   flush  a few blocks changed: their contents into the journal, one sync.   Many: sync the data, commit, sync the journal
+//! ```
+//! Files: [`read`] and [`write`] are the data path, [`flush`] what makes it durable; [`super::block_map`] says what is whose,
+//! [`super::journal`] remembers it, [`super::replay`] is how it is remembered.
+//!
+//! | after | what is there |
+//! |---|---|
+//! | the process was killed | everything that was acknowledged |
+//! | a power cut | everything that was flushed or forced; of what was written since, each sector of 512 bytes is as it was before or as some write since left it; compare-and-write is whole or not at all |
+//! | a failed sync | reads go on; writes and flushes fail for good; the next opening believes what was flushed only |
+//! | a full disk | `Full` on the write that needed space, never on a flush |
+//!
+//! Not here: keys and folders ([`super::Fork`]). What holds: a record says that a block is ours only after its contents are in the
+//! data (the one exception, a redo, carries them); space in the data is taken before a block is written first; a hole is punched
+//! only after the record that zeroes it is durable, and not where something was written meanwhile. No lock is common to all
+//! requests on blocks that are ours; first touches meet at the journal's end.
+//!
+//! Memory: four bits for a block that was touched, in grains of 16 MiB; lanes; one record. Journals are read whole when a layer is
+//! opened: 16 MiB and what the map takes.
+
+mod flush;
+mod read;
+mod write;
+
+use super::BootId;
+use super::block_map::{BlockMap, REGION, State, runs};
+use super::journal::Journal;
+use super::lanes::Lanes;
+use super::medium::Medium;
+use super::range_locks::RangeLocks;
+use super::record::{BLOCK, Entry, Header};
+use super::replay::replay;
+use super::rounds::{Rounds, Verdict};
+use crate::device::{BlockDevice, Content, Durability, Extent, Zeroing, check_range};
+use crate::{Error, Kind, Result};
+use coffer_repo::entropy::{Entropy, fresh};
+use coffer_repo::fork_key::ForkKey;
+use flush::{Dirty, Holes};
+use std::ops::Range;
+use std::sync::Arc;
+
+const BLOCK_U64: u64 = BLOCK as u64;
+
+/// What a layer lies on.
+#[derive(Clone)]
+pub struct Media {
+    /// The blocks, each at its place on the disk.
+    pub data: Arc<dyn Medium>,
+    /// The journal's two halves.
+    pub journals: [Arc<dyn Medium>; 2],
+}
+
+/// A writable layer.
+pub struct Layer {
+    base: Arc<dyn BlockDevice>,
+    size: u64,
+    block_size: u32,
+    data: Arc<dyn Medium>,
+    journal: Journal,
+    map: BlockMap,
+    locks: RangeLocks,
+    lanes: Lanes,
+    dirty: Dirty,
+    holes: Holes,
+    rounds: Rounds,
+    verdict: Verdict,
+    boot: BootId,
+    entropy: Arc<dyn Entropy>,
+}
+
+impl Layer {
+    /// Makes an empty layer for a disk of `size` bytes on empty media, and makes that durable.
+    pub fn create(media: &Media, key: &ForkKey, size: u64, boot: BootId, entropy: &dyn Entropy) -> Result<()> {
+        let blocks = size.div_ceil(BLOCK_U64);
+        media.data.set_len(blocks * BLOCK_U64)?;
+        media.data.sync()?;
+        let header = Header { generation: 1, size, boot, salt: fresh(entropy)? };
+        Journal::create(media.journals.clone(), &key.journal()?, header, &BlockMap::new(blocks))
+    }
+
+    /// Opens a layer above `base`, which must be what it was made for. Whatever its last owner left is made durable first. `Corrupt`
+    /// when the media are not what was written, `Full` when there is no space to open it.
+    pub fn open(
+        base: Arc<dyn BlockDevice>,
+        media: Media,
+        key: &ForkKey,
+        boot: BootId,
+        entropy: Arc<dyn Entropy>,
+    ) -> Result<Self> {
+        let (size, block_size) = (base.size(), base.block_size());
+        let Media { data, journals } = media;
+        let len = size.div_ceil(BLOCK_U64) * BLOCK_U64;
+        if data.len()? != len {
+            return Err(Error::corrupt(format!("the fork's data has {} bytes where {len} are due", data.len()?)));
+        }
+        let read = |medium: &dyn Medium| -> Result<Vec<u8>> {
+            let mut bytes = vec![0; usize::try_from(medium.len()?).unwrap_or(usize::MAX)];
+            medium.read_at(0, &mut bytes)?;
+            Ok(bytes)
+        };
+        let bytes = [read(&*journals[0])?, read(&*journals[1])?];
+        let found = replay(&key.journal()?, [&bytes[0], &bytes[1]], size, boot)?;
+        for (block, sealed) in found.contents {
+            data.allocate(block * BLOCK_U64..(block + 1) * BLOCK_U64)?;
+            data.write_at(block * BLOCK_U64, sealed)?;
+        }
+        let layer = Layer {
+            base,
+            size,
+            block_size,
+            data,
+            journal: Journal::found(journals, &key.journal()?, found.tail),
+            map: found.map,
+            locks: RangeLocks::new(),
+            lanes: Lanes::new(&key.blocks()?)?,
+            dirty: Dirty::default(),
+            holes: Holes::default(),
+            rounds: Rounds::default(),
+            verdict: Verdict::default(),
+            boot,
+            entropy,
+        };
+        layer.settle()?;
+        Ok(layer)
+    }
+
+    /// Makes durable what was found, begins a new journal, and gives back space that the last owner had no time to.
+    fn settle(&self) -> Result<()> {
+        self.data.sync().inspect_err(|_| self.distrust())?;
+        self.journal.rotate(&self.map, self.boot, fresh(&*self.entropy)?)?;
+        let mut hole: Option<Range<u64>> = None;
+        let mut next = self.map.next(0);
+        while let Some(region) = next {
+            for run in runs(self.map.look(region).zeroed) {
+                let blocks = region * REGION + run.start..region * REGION + run.end;
+                hole = match hole {
+                    Some(hole) if hole.end == blocks.start => Some(hole.start..blocks.end),
+                    old => {
+                        self.punch(old)?;
+                        Some(blocks)
+                    }
+                };
+            }
+            next = self.map.next(region + 1);
+        }
+        self.punch(hole)
+    }
+
+    fn punch(&self, blocks: Option<Range<u64>>) -> Result<()> {
+        let Some(blocks) = blocks else { return Ok(()) };
+        self.data.punch(blocks.start * BLOCK_U64..blocks.end.min(self.map.blocks()) * BLOCK_U64)
+    }
+
+    /// Flushes, and says in the journal that this was the end: whatever is damaged from now on is found out.
+    pub fn close(&self) -> Result<()> {
+        self.flush()?;
+        self.journal.commit(None).and_then(|()| self.journal.sync()).inspect_err(|e| self.fail(e))
+    }
+
+    /// Bytes that the layer keeps of its own, without what it zeroed.
+    #[must_use]
+    pub fn own_bytes(&self) -> u64 {
+        let (mut bytes, mut next) = (0, self.map.next(0));
+        while let Some(region) = next {
+            bytes += u64::from(self.map.look(region).ours.count_ones()) * BLOCK_U64;
+            next = self.map.next(region + 1);
+        }
+        bytes
+    }
+
+    /// Fails the layer for good.
+    fn fail(&self, error: &Error) {
+        if self.verdict.fail(error) {
+            self.distrust();
+        }
+    }
+
+    /// Has the next opening on this boot believe what is firm only. In memory at least: on another boot it goes without saying.
+    fn distrust(&self) {
+        let _ = self.journal.append_kept(&Entry::Distrust);
+    }
+
+    /// Runs `op` once more when it failed for want of space in a journal that can begin anew.
+    fn with_room<T>(&self, op: impl Fn() -> Result<T>) -> Result<T> {
+        let result = match op() {
+            Err(e) if e.kind() == Kind::Full && self.journal.is_short() => {
+                self.round(true)?;
+                op()
+            }
+            other => other,
+        };
+        // A journal that is short as well could not begin anew a moment ago: the next round tries again.
+        if self.journal.is_due() && !self.journal.is_short() {
+            self.round(true)?;
+        }
+        result
+    }
+
+    fn check_write(&self, offset: u64, len: u64) -> Result<()> {
+        check_range(self.size, offset, len)?;
+        self.verdict.check()
+    }
+}
+
+impl BlockDevice for Layer {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn block_size(&self) -> u32 {
+        self.block_size
+    }
+
+    fn is_read_only(&self) -> bool {
+        false
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+        check_range(self.size, offset, out.len() as u64)?;
+        self.read(offset, out)
+    }
+
+    fn try_read_at(&self, offset: u64, out: &mut [u8]) -> Result<bool> {
+        check_range(self.size, offset, out.len() as u64)?;
+        self.try_read(offset, out)
+    }
+
+    fn extents(&self, range: Range<u64>, max: usize) -> Result<Vec<Extent>> {
+        check_range(self.size, range.start, range.end.saturating_sub(range.start))?;
+        let mut found: Vec<Extent> = Vec::new();
+        let mut at = range.start;
+        while at < range.end && found.len() <= max {
+            let block = at / BLOCK_U64;
+            let (state, end) = self.state_from(block);
+            let part = at..range.end.min(end.saturating_mul(BLOCK_U64));
+            let extents = match state {
+                State::Ours => vec![Extent { range: part, content: Content::Bytes }],
+                State::Zeroed => vec![Extent { range: part, content: Content::Zero }],
+                State::Untouched => self.base.extents(part, max)?,
+            };
+            let Some(last) = extents.last() else { break };
+            at = last.range.end;
+            for extent in extents {
+                match found.last_mut() {
+                    Some(last) if last.content == extent.content => last.range.end = extent.range.end,
+                    _ => found.push(extent),
+                }
+            }
+        }
+        // One more than asked for says where the last that counts ends.
+        found.truncate(max.max(1));
+        Ok(found)
+    }
+
+    fn prefetch(&self, range: Range<u64>) {
+        let untouched = range.start < range.end && self.state_from(range.start / BLOCK_U64).0 == State::Untouched;
+        if untouched {
+            self.base.prefetch(range);
+        }
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8], durability: Durability) -> Result<()> {
+        self.check_write(offset, bytes.len() as u64)?;
+        self.write(offset, bytes, durability)
+    }
+
+    fn zero(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
+        self.check_write(range.start, range.end.saturating_sub(range.start))?;
+        self.zero_range(range, how)
+    }
+
+    fn trim(&self, range: Range<u64>) -> Result<()> {
+        self.check_write(range.start, range.end.saturating_sub(range.start))?;
+        self.trim_range(range)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.verdict.check()?;
+        self.round(true)
+    }
+
+    fn compare_and_write(&self, offset: u64, expected: &[u8], new: &[u8]) -> Result<Option<usize>> {
+        if expected.len() != new.len() {
+            return Err(Error::invalid("compare-and-write with two lengths"));
+        }
+        self.check_write(offset, new.len() as u64)?;
+        self.with_room(|| self.exchange(offset, expected, new))
+    }
+}
+
+impl Layer {
+    /// What a block is, and up to which one its followers are known to be the same.
+    fn state_from(&self, block: u64) -> (State, u64) {
+        let region = block / REGION;
+        let next = self.map.next(region).unwrap_or_else(|| self.map.blocks().div_ceil(REGION));
+        if next > region {
+            return (State::Untouched, next * REGION);
+        }
+        let masks = {
+            let _lock = self.locks.read(region);
+            self.map.look(region)
+        };
+        let (state, len) = masks.run(block % REGION, REGION);
+        (state, block + len)
+    }
+}
+
+impl Drop for Layer {
+    /// As good as can be: on this boot what was acknowledged is there anyway; this keeps it over an orderly restart of the machine.
+    fn drop(&mut self) {
+        if self.verdict.check().is_ok() {
+            let _ = self.close();
+        }
+    }
+}
+
+/// A part of a range of bytes that is handled at once: part of one block, or whole blocks of one region.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Segment {
+    Part { block: u64, within: Range<usize> },
+    Whole { region: u64, blocks: Range<u64> },
+}
+
+impl Segment {
+    fn len(&self) -> usize {
+        match self {
+            Segment::Part { within, .. } => within.len(),
+            Segment::Whole { blocks, .. } => bytes_of(blocks),
+        }
+    }
+}
+
+/// The segments of the `len` bytes at `offset`.
+fn segments(offset: u64, len: usize) -> impl Iterator<Item = Segment> {
+    let (mut at, end) = (offset, offset + len as u64);
+    std::iter::from_fn(move || {
+        if at >= end {
+            return None;
+        }
+        let (block, start) = (at / BLOCK_U64, at % BLOCK_U64);
+        if start != 0 || end - at < BLOCK_U64 {
+            let within = small(start)..small((end - block * BLOCK_U64).min(BLOCK_U64));
+            at += within.len() as u64;
+            return Some(Segment::Part { block, within });
+        }
+        let (region, first) = (block / REGION, block % REGION);
+        let blocks = first..(first + (end - at) / BLOCK_U64).min(REGION);
+        at += bytes_of(&blocks) as u64;
+        Some(Segment::Whole { region, blocks })
+    })
+}
+
+/// Bytes of the blocks of one region.
+fn bytes_of(blocks: &Range<u64>) -> usize {
+    small((blocks.end - blocks.start) * BLOCK_U64)
+}
+
+/// For numbers that are known to be small.
+fn small(n: u64) -> usize {
+    usize::try_from(n).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_parts_of_blocks_and_whole_blocks_of_a_region() {
+        let part = |block, within| Segment::Part { block, within };
+        let whole = |region, blocks| Segment::Whole { region, blocks };
+        let of = |offset, len| segments(offset, len).collect::<Vec<_>>();
+        assert_eq!(of(0, 0), []);
+        assert_eq!(of(512, 512), [part(0, 512..1024)]);
+        assert_eq!(of(4000, 200), [part(0, 4000..4096), part(1, 0..104)]);
+        assert_eq!(of(0, 4096), [whole(0, 0..1)]);
+        assert_eq!(of(62 * 4096, 4 * 4096 + 1), [whole(0, 62..64), whole(1, 0..2), part(66, 0..1)]);
+        for (offset, len) in [(1, 999_999), (4095, 2), (262_143, 262_146)] {
+            assert_eq!(segments(offset, len).map(|s| s.len()).sum::<usize>(), len);
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! Forks of points of a repository: names, owners, pins, and what is left of them.
+
+use crate::chance::Chance;
+use crate::rig::contents;
+use coffer_gateway::fork::{BootId, Fork, ForkName, Forks};
+use coffer_gateway::{BlockDevice, Durability, Kind, Result};
+use coffer_repo::backend::memory::Memory;
+use coffer_repo::cancel::Cancel;
+use coffer_repo::chunker::{DiskParams, StreamParams};
+use coffer_repo::collector::{CollectOptions, CollectProgress, collect};
+use coffer_repo::crypto::Aead;
+use coffer_repo::entropy::{Seeded, System};
+use coffer_repo::index::{Index, IndexOptions};
+use coffer_repo::key_slot::{Credential, PassphraseCost, SlotOptions};
+use coffer_repo::reader::{Reader, ReaderOptions};
+use coffer_repo::repository::{InitOptions, Repository};
+use coffer_repo::snapshot::{Identity, Snapshot};
+use coffer_repo::time::Timestamp;
+use coffer_repo::window::{Filled, Window, WindowSource};
+use coffer_repo::writer::{DiskSpec, Writer, WriterOptions};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tempfile::TempDir;
+
+const WINDOW: usize = 1 << 20;
+const BOOT: BootId = BootId([1; 16]);
+
+/// A disk image as a source.
+struct Image<'a>(&'a [u8], AtomicUsize);
+
+impl WindowSource for Image<'_> {
+    fn next(&self, window: &mut Window) -> Result<Filled> {
+        let index = self.1.fetch_add(1, Ordering::Relaxed);
+        let Some(bytes) = self.0.chunks(WINDOW).nth(index) else { return Ok(Filled::End) };
+        window.make_room(bytes.len()).copy_from_slice(bytes);
+        Ok(Filled::Bytes(index as u64))
+    }
+
+    fn size(&self) -> Result<u64> {
+        Ok(self.0.len() as u64)
+    }
+}
+
+/// A repository with a point, and a place for forks.
+struct Stage {
+    folder: TempDir,
+    repo: Arc<Repository>,
+    point: Snapshot,
+    bytes: Vec<u8>,
+    forks: Forks,
+}
+
+fn at(seconds: u64) -> Timestamp {
+    Timestamp::from_seconds(seconds).unwrap()
+}
+
+fn name(text: &str) -> ForkName {
+    text.parse().unwrap()
+}
+
+impl Stage {
+    fn new() -> Stage {
+        let folder = tempfile::tempdir().unwrap();
+        let slot = SlotOptions {
+            label: "test".into(),
+            created: at(1),
+            cost: PassphraseCost { memory_kib: 64, passes: 1, lanes: 1 },
+        };
+        let options = InitOptions {
+            credential: Credential::Passphrase("test".to_owned().into()),
+            slot,
+            disk: DiskParams { window: WINDOW as u64, ..DiskParams::default() },
+            stream: StreamParams::default(),
+            aead: Aead::preferred(),
+            parity: false,
+        };
+        let repo = Arc::new(Repository::init(Arc::new(Memory::default()), options, Arc::new(Seeded::new(1))).unwrap());
+        let index = Index::open(&folder.path().join("index"), repo.keys().repo(), IndexOptions::default()).unwrap();
+        let bytes = Chance::new(1).bytes(3 << 20);
+        let options = WriterOptions { workers: 1, ..WriterOptions::default() };
+        let begun = Writer::begin(&repo, &Arc::new(index), "web", None, Identity::default(), options, at(10));
+        let mut writer = begun.unwrap();
+        let spec = DiskSpec { name: "vda".into(), block_size: 512, platform: None };
+        writer.disk(spec, &Image(&bytes, AtomicUsize::new(0)), &Cancel::default()).unwrap();
+        let point = writer.commit(Vec::new()).unwrap();
+        let forks = Forks::new(folder.path().join("state/forks"));
+        Stage { folder, repo, point, bytes, forks }
+    }
+
+    fn create(&self, fork: &str) -> Result<()> {
+        let identity = Identity::default();
+        self.forks.create(&self.repo, &name(fork), &self.point, &self.point.disks[0], &identity, at(20), BOOT)?;
+        Ok(())
+    }
+
+    fn open(&self, fork: &str) -> Result<Fork> {
+        let reader = Reader::new(Arc::clone(&self.repo), ReaderOptions::default())?;
+        self.forks.open(&self.repo, &reader, &name(fork), BOOT, Arc::new(System))
+    }
+
+    /// Collects as if a year had passed; how many packs went.
+    fn collect(&self) -> u64 {
+        let options = CollectOptions::new(self.folder.path().to_owned(), Identity::default(), at(40_000_000));
+        let report = collect(&self.repo, &options, &CollectProgress::default(), &Cancel::default()).unwrap();
+        report.removed.packs
+    }
+
+    fn entries(&self) -> usize {
+        std::fs::read_dir(self.folder.path().join("state/forks")).unwrap().count()
+    }
+}
+
+#[test]
+fn a_fork_is_made_listed_opened_written_and_dropped() {
+    let stage = Stage::new();
+    assert!(stage.forks.list().unwrap().is_empty());
+    stage.create("lab").unwrap();
+    stage.create("other.1").unwrap();
+    assert_eq!(stage.create("lab").unwrap_err().kind(), Kind::Locked);
+    let fork = stage.open("lab").unwrap();
+    assert_eq!((fork.size(), fork.block_size()), (3 << 20, 512));
+    assert!(contents(&fork) == stage.bytes);
+    fork.write_at(1000, b"mine", Durability::Cached).unwrap();
+    fork.close().unwrap();
+    // One owner; the others hear of it.
+    let error = stage.open("lab").err().unwrap();
+    assert_eq!(error.kind(), Kind::Locked);
+    assert!(error.to_string().contains("another process"), "{error}");
+    assert_eq!(stage.forks.remove(&stage.repo, &name("lab"), at(30)).unwrap_err().kind(), Kind::Locked);
+    let listed = stage.forks.list().unwrap();
+    let seen: Vec<_> = listed.iter().map(|f| (f.name.to_string(), f.is_open)).collect();
+    assert_eq!(seen, [("lab".to_owned(), true), ("other.1".to_owned(), false)]);
+    assert_eq!(listed[0].header.as_ref().unwrap().disk, "vda");
+    drop(fork);
+    let fork = stage.open("lab").unwrap();
+    let mut expected = stage.bytes.clone();
+    expected[1000..1004].copy_from_slice(b"mine");
+    assert!(contents(&fork) == expected);
+    drop(fork);
+    assert!(contents(&stage.open("other.1").unwrap()) == stage.bytes, "forks are apart");
+    stage.forks.remove(&stage.repo, &name("lab"), at(30)).unwrap();
+    assert_eq!(stage.open("lab").err().map(|e| e.kind()), Some(Kind::NotFound));
+    assert_eq!(stage.entries(), 1);
+}
+
+#[test]
+fn a_forgotten_point_stays_as_long_as_a_fork_of_it() {
+    let stage = Stage::new();
+    stage.create("lab").unwrap();
+    stage.repo.forget(stage.point.name, at(21)).unwrap();
+    assert_eq!(stage.collect(), 0);
+    assert!(contents(&stage.open("lab").unwrap()) == stage.bytes);
+    stage.forks.remove(&stage.repo, &name("lab"), at(30)).unwrap();
+    assert!(stage.collect() > 0);
+}
+
+#[test]
+fn a_fork_whose_pin_was_ended_says_so() {
+    let stage = Stage::new();
+    stage.create("lab").unwrap();
+    let pin = stage.forks.list().unwrap()[0].header.as_ref().unwrap().pin;
+    stage.repo.forget(pin, at(22)).unwrap();
+    let error = stage.open("lab").err().unwrap();
+    assert_eq!(error.kind(), Kind::NotFound);
+    assert!(error.to_string().contains("lost what it builds on") && error.to_string().contains("web"), "{error}");
+    stage.forks.remove(&stage.repo, &name("lab"), at(30)).unwrap();
+}
+
+#[test]
+fn what_a_crash_left_half_made_or_half_dropped_is_cleared_away_with_its_pin() {
+    let stage = Stage::new();
+    stage.create("lab").unwrap();
+    let forks = stage.folder.path().join("state/forks");
+    std::fs::rename(forks.join("lab"), forks.join(".lab.0123")).unwrap();
+    assert!(stage.forks.list().unwrap().is_empty());
+    stage.create("next").unwrap();
+    assert_eq!(stage.entries(), 1);
+    stage.forks.remove(&stage.repo, &name("next"), at(30)).unwrap();
+    stage.repo.forget(stage.point.name, at(31)).unwrap();
+    assert!(stage.collect() > 0, "no pin is left");
+}
+
+#[test]
+fn a_header_that_was_tampered_with_opens_nothing() {
+    let stage = Stage::new();
+    stage.create("lab").unwrap();
+    let path = stage.folder.path().join("state/forks/lab/fork");
+    let bytes = std::fs::read(&path).unwrap();
+    for at in (0..bytes.len()).step_by(3) {
+        let mut flipped = bytes.clone();
+        flipped[at] ^= 1;
+        std::fs::write(&path, flipped).unwrap();
+        assert!(stage.open("lab").is_err(), "byte {at}");
+    }
+    std::fs::write(&path, bytes).unwrap();
+    stage.open("lab").unwrap();
+}
+
+#[test]
+fn names_are_plain() {
+    for good in ["a", "A.b_c-9", &"x".repeat(64)] {
+        assert_eq!(name(good).to_string(), good);
+    }
+    for bad in ["", ".", "..", ".a", "a/b", "a b", "ä", &"x".repeat(65)] {
+        assert_eq!(bad.parse::<ForkName>().unwrap_err().kind(), Kind::Invalid, "{bad}");
+    }
+}

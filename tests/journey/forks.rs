@@ -1,0 +1,66 @@
+//! A fork is served, written to, and its server killed; what was flushed, and what was only acknowledged, is there again. Its point
+//! is forgotten and collected around it; dropping the fork lets it go.
+
+use coffer_tests::coffer::Coffer;
+use coffer_tests::image::{self, MIB};
+use coffer_tests::program::run;
+use std::path::Path;
+
+const SIZE: u64 = 8 * MIB;
+const URI: &str = "nbd+unix:///lab?socket=nbd.sock";
+
+fn io(coffer: &Coffer, commands: &[&str]) {
+    let mut command = coffer.outside("qemu-io");
+    command.args(["-f", "raw"]);
+    for text in commands {
+        command.args(["-c", text]);
+    }
+    let out = run(command.arg(URI));
+    assert!(!out.contains("failed"), "{out}");
+}
+
+#[test]
+fn a_fork_outlives_its_server_and_its_points_forget() {
+    let coffer = Coffer::new();
+    image::make(&coffer.path("disk.raw"), SIZE, &[0..SIZE], 20_301);
+    coffer.run(&["backup", "-w", "web", "vda=disk.raw"]);
+    let made = coffer.json(&["fork", "create", "lab", "web@latest"]);
+    assert_eq!(made["fork"]["size"], SIZE, "{made}");
+    coffer.fails(&["fork", "create", "lab", "web@latest"], &["lab", "already"]);
+    coffer.run(&["forget", "web@latest"]);
+
+    let serve = ["serve", "nbd", "--listen", "unix:nbd.sock", "lab=fork:lab"];
+    let server = coffer.start(&serve, "listening on");
+    coffer.fails(&["fork", "drop", "lab"], &["lab", "open in another process"]);
+    assert_eq!(coffer.json(&["fork", "list"])["forks"][0]["is_open"], true);
+    io(
+        &coffer,
+        &["write -P 0x5a 1M 64k", "write -P 0x5b 12800 512", "flush", "write -P 0x5c 2M 128k", "discard 3M 1M"],
+    );
+    server.kill();
+    let _ = std::fs::remove_file(coffer.path("nbd.sock"));
+
+    // A collection while nobody serves it: the fork's pin alone holds what it builds on.
+    coffer.run(&["gc"]);
+    assert!(coffer.snapshots().is_empty());
+    let server = coffer.start(&serve, "listening on");
+    io(&coffer, &["read -P 0x5a 1M 64k", "read -P 0x5b 12800 512", "read -P 0x5c 2M 128k"]);
+    run(coffer.outside("qemu-img").args(["convert", "-f", "raw", "-O", "raw", URI, "fork.raw"]));
+    let ended = server.terminate();
+    assert!(ended.status.success(), "{ended}");
+    let (mut expected, found) = (read(&coffer.path("disk.raw")), read(&coffer.path("fork.raw")));
+    expected[1 << 20..][..64 << 10].fill(0x5a);
+    expected[12800..][..512].fill(0x5b);
+    expected[2 << 20..][..128 << 10].fill(0x5c);
+    expected[3 << 20..][..1 << 20].fill(0);
+    assert!(expected == found, "the fork is its point and what was written");
+
+    coffer.run(&["fork", "drop", "lab"]);
+    assert_eq!(coffer.json(&["fork", "list"])["forks"].as_array().map(Vec::len), Some(0));
+    let collected = coffer.json(&["gc"]);
+    assert!(collected["removed"]["packs"].as_u64().unwrap() > 0, "{collected}");
+}
+
+fn read(path: &Path) -> Vec<u8> {
+    std::fs::read(path).unwrap()
+}

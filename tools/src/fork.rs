@@ -1,0 +1,155 @@
+//! `coffer fork`: writable copies of disks of points, on this machine.
+
+use crate::context::{Context, choose_disk, entropy};
+use crate::environment;
+use crate::exit::Result;
+use crate::output::{self, size};
+use clap::Subcommand;
+use coffer_gateway::Export;
+use coffer_gateway::fork::{Fork, ForkHeader, ForkName, Forks, ListedFork};
+use coffer_repo::point::PointName;
+use coffer_repo::reader::Reader;
+use coffer_repo::repository::Repository;
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// Make writable copies of disks, which take space only for what is written to them
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Create(Create),
+    List(List),
+    Drop(Drop),
+}
+
+/// Make a fork of a disk; 'coffer serve nbd ... fork:NAME' serves it
+#[derive(Debug, clap::Args)]
+struct Create {
+    /// What to call it: up to 64 of A-Z a-z 0-9 . _ -
+    name: ForkName,
+
+    /// Of what
+    #[arg(value_parser = PointName::parse, value_name = "POINT[:DISK]")]
+    point: PointName,
+}
+
+/// List the forks of the repository on this machine
+#[derive(Debug, clap::Args)]
+struct List {}
+
+/// Drop forks: what was written to them is gone, and their points are no longer held
+#[derive(Debug, clap::Args)]
+struct Drop {
+    /// Which ones
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<ForkName>,
+}
+
+impl Arguments {
+    pub(crate) fn run(&self, context: &Context) -> Result<()> {
+        match &self.command {
+            Command::Create(create) => create.run(context),
+            Command::List(list) => list.run(context),
+            Command::Drop(drop) => drop.run(context),
+        }
+    }
+}
+
+impl Create {
+    fn run(&self, context: &Context) -> Result<()> {
+        let repo = context.open()?;
+        let forks = forks(context, &repo)?;
+        let snapshot = context.find(&repo, &self.point)?;
+        let disk = choose_disk(&self.point, &snapshot)?;
+        let (identity, now, boot) = (environment::identity(), environment::now()?, environment::boot()?);
+        let header = forks.create(&repo, &self.name, &snapshot, disk, &identity, now, boot)?;
+        let text = format!("made fork {} of {}\n", self.name, origin(&header));
+        context.print(json!({ "fork": object(&self.name, &header) }), &text)
+    }
+}
+
+impl List {
+    fn run(&self, context: &Context) -> Result<()> {
+        let repo = context.open()?;
+        let forks = forks(context, &repo)?.list()?;
+        let objects: Vec<Value> = forks
+            .iter()
+            .map(|fork| {
+                let mut object = match &fork.header {
+                    Ok(header) => self::object(&fork.name, header),
+                    Err(e) => json!({ "name": fork.name.to_string(), "error": crate::exit::describe(e) }),
+                };
+                object["taken"] = fork.taken.into();
+                object["is_open"] = fork.is_open.into();
+                object
+            })
+            .collect();
+        for fork in &forks {
+            if let Err(e) = &fork.header {
+                context.terminal.warn(format_args!("fork '{}' is damaged: {}", fork.name, crate::exit::describe(e)));
+            }
+        }
+        let table = output::table(&["fork", "of", "made", "state", "size", "taken"], 4, forks.iter().map(row));
+        context.print(json!({ "forks": objects }), &table)
+    }
+}
+
+impl Drop {
+    fn run(&self, context: &Context) -> Result<()> {
+        let repo = context.open()?;
+        let forks = forks(context, &repo)?;
+        for name in &self.names {
+            forks.remove(&repo, name, environment::now()?)?;
+        }
+        let names: Vec<String> = self.names.iter().map(ToString::to_string).collect();
+        let text: String = names.iter().map(|name| format!("dropped fork {name}\n")).collect();
+        context.print(json!({ "dropped": names }), &text)
+    }
+}
+
+/// Opens a fork to be served.
+pub(crate) fn open(context: &Context, repo: &Arc<Repository>, reader: &Arc<Reader>, name: &ForkName) -> Result<Fork> {
+    Ok(forks(context, repo)?.open(repo, reader, name, environment::boot()?, entropy())?)
+}
+
+/// A fork as an export.
+pub(crate) fn export(called: &str, name: &ForkName, fork: Fork) -> Export {
+    let description = format!("fork {name} of {}", origin(fork.header()));
+    Export { description, ..Export::new(called.to_owned(), Arc::new(fork)) }
+}
+
+fn forks(context: &Context, repo: &Repository) -> Result<Forks> {
+    Ok(Forks::new(context.settings.state()?.join(repo.keys().repo().to_string()).join("forks")))
+}
+
+fn origin(header: &ForkHeader) -> String {
+    format!("{}@{}:{}", header.workload, header.point.time, header.disk)
+}
+
+fn object(name: &ForkName, header: &ForkHeader) -> Value {
+    json!({
+        "name": name.to_string(),
+        "point": header.point.id.to_string(),
+        "workload": header.workload,
+        "point_time": header.point.time.to_string(),
+        "disk": header.disk,
+        "size": header.size,
+        "time": header.created.to_string(),
+        "time_seconds": header.created.seconds(),
+        "pin": header.pin.id.to_string(),
+    })
+}
+
+fn row(fork: &ListedFork) -> Vec<String> {
+    let state = if fork.is_open { "open" } else { "" };
+    let (of, made, bytes) = match &fork.header {
+        Ok(header) => (origin(header), header.created.to_string(), size(header.size)),
+        Err(_) => ("damaged".to_owned(), String::new(), String::new()),
+    };
+    vec![fork.name.to_string(), of, made, state.to_owned(), bytes, size(fork.taken)]
+}
