@@ -3,13 +3,14 @@
 
 Backup and restore beside restic and borg (encrypted and compressed, as each does it by default), and beside what the
 machine could do at best (ceiling.rs: cutting, zstd at level 1 and expanding on all cores, with nothing else to do).
-Then reads through FUSE and NBD beside the raw image itself, read directly or served by qemu-nbd.
+Then reads through FUSE and NBD beside the raw image itself, read directly or served by qemu-nbd; then forks over NBD
+beside qemu-nbd and nbdkit on a raw file with the same content.
 
 Figures hold for this machine at this moment; what travels are the ratios, taken side by side in one run. Nothing is
 asserted about time; what was restored is compared.
 
 Environment: BENCH_RUNS (default 1): whole runs, of which each figure is the best; BENCH_PEERS (default "restic borg");
-BENCH_TABLES (default "backup reads"); CARGO_TARGET_DIR; TMPDIR: a disk with room for the repositories and an image.
+BENCH_TABLES (default "backup reads forks"); CARGO_TARGET_DIR; TMPDIR: a disk with room for the repositories and an image.
 """
 
 import contextlib
@@ -113,7 +114,8 @@ class Coffer:
         with open(password, "w", encoding="ascii") as file:
             file.write("benchmark\n")
         self.command = [os.path.join(PROGRAMS, "coffer"), "-r", self.repository, "--password-file", password]
-        self.environment = os.environ | {"XDG_CACHE_HOME": os.path.join(scratch, "coffer-cache")}
+        folders = {"XDG_CACHE_HOME": "coffer-cache", "XDG_STATE_HOME": "coffer-state"}
+        self.environment = os.environ | {name: os.path.join(scratch, folder) for name, folder in folders.items()}
 
     def run(self, *arguments, **options):
         return run([*self.command, *arguments], self.scratch, env=self.environment, **options)
@@ -433,15 +435,116 @@ def read_tables(images):
     table(title, head, rows)
 
 
+def job(target, length, *options):
+    """One fio job on the first bytes of a device or file: requests a second, bytes a second, 99th percentile in us."""
+    command = ["fio", "--name=job", "--output-format=json", "--invalidate=0", "--thread", "--norandommap"]
+    command += [f"--size={length}", *target, *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        sys.exit(f"bench: fio failed: {' '.join(command)}\n{done.stdout}{done.stderr}")
+    report = json.loads(done.stdout[done.stdout.index("{") :])["jobs"][0]
+    report = report["read"] if report["read"]["total_ios"] else report["write"]
+    return report["iops"], report["bw_bytes"], report["clat_ns"]["percentile"]["99.000000"] / 1e3
+
+
+FORK_BYTES = 512 * MIB
+FORK_RUNS = 3
+# What is done in this order: title, whether through the read-only point as well, fio's options, and what comes before.
+FORK_STEPS = (
+    ("random 4 KiB reads, one at a time", True, ["--rw=randread", "--bs=4k", "--iodepth=1"]),
+    ("random 4 KiB reads, 32 at once", True, ["--rw=randread", "--bs=4k", "--iodepth=32"]),
+    ("reads in order, 1 MiB", True, ["--rw=read", "--bs=1m", "--iodepth=4"]),
+    ("random 4 KiB writes, 32 at once", False, ["--rw=randwrite", "--bs=4k", "--iodepth=32"]),
+    ("writes in order, 1 MiB", False, ["--rw=write", "--bs=1m", "--iodepth=4"]),
+    ("random 4 KiB reads of what was written, one at a time", False, ["--rw=randread", "--bs=4k", "--iodepth=1"]),
+    ("random 4 KiB reads of what was written, 32 at once", False, ["--rw=randread", "--bs=4k", "--iodepth=32"]),
+    ("random 4 KiB writes, each flushed", False, ["--rw=randwrite", "--bs=4k", "--iodepth=1", "--fsync=1"]),
+)
+
+
+def fork_table(images):
+    """A point and its fork over NBD, beside qemu-nbd and nbdkit on a raw file, all warm. Prints a table."""
+    image = os.path.join(images, "A-gen1.raw")
+    start, share = densest(image, FORK_BYTES)
+    best = {}
+    with tempfile.TemporaryDirectory(prefix="coffer-bench.") as scratch, contextlib.ExitStack() as stack:
+        raw, socket = os.path.join(scratch, "raw"), {}
+        with open(image, "rb", buffering=0) as file, open(raw, "wb", buffering=0) as out:
+            file.seek(start)
+            for _ in range(FORK_BYTES // MIB):
+                out.write(file.read(MIB))
+        coffer = Coffer(scratch)
+        coffer.init()
+        coffer.backup(raw, "F")
+        for name in ("own", "touched"):
+            coffer.run("fork", "create", name, "F@latest")
+        doors = {
+            "qemu-nbd": ["qemu-nbd", "-f", "raw", "-t", "-e", "16", "-k", "SOCKET", raw],
+            "nbdkit": ["nbdkit", "-f", "-U", "SOCKET", "file", raw],
+            "coffer": [*coffer.command, "serve", "nbd", "--cache-size", "1G", "--listen", "unix:SOCKET"]
+            + ["point=F@latest", "own=fork:own", "touched=fork:touched"],
+        }
+        for door, command in doors.items():
+            path = socket[door] = os.path.join(scratch, f"{door}.socket")
+            command = [part.replace("SOCKET", path) for part in command]
+            stack.enter_context(server(command, lambda path=path: os.path.exists(path), coffer.environment))
+
+        def nbd(door, name=""):
+            return ["--ioengine=nbd", f"--uri=nbd+unix:///{name}?socket={socket[door]}"]
+
+        def measure(step, through, target, options):
+            """Keeps the best of what was measured."""
+            measured = job(target, FORK_BYTES, *options)
+            best[step, through] = max(best.get((step, through), measured), measured)
+
+        targets = {"qemu-nbd": nbd("qemu-nbd"), "fork": nbd("coffer", "own")}
+        readers = targets | {"nbdkit": nbd("nbdkit"), "point": nbd("coffer", "point")}
+        for target in readers.values():
+            job(target, FORK_BYTES, "--rw=read", "--bs=1m", "--iodepth=4")
+        for step, reads, options in FORK_STEPS:
+            if "flushed" in step:
+                plain = ["--ioengine=psync", f"--filename={raw}"]
+                options = [option for option in options if "iodepth" not in option]
+                for target in (targets["fork"], plain):
+                    job(target, FORK_BYTES, "--rw=write", "--bs=1m", "--end_fsync=1")
+                for _ in range(FORK_RUNS):
+                    measure(step, "fork", targets["fork"], [*options, *FOR_A_WHILE])
+                    measure(step, "a plain file", plain, [*options[:-1], "--fdatasync=1", *FOR_A_WHILE])
+                for run in range(FORK_RUNS):
+                    first = "the same, the first on their blocks"
+                    fresh = ["--ioengine=psync", f"--filename={os.path.join(scratch, f'fresh{run}')}", "--fallocate=none"]
+                    # Each block once: in an order that does not repeat, and a part of the disk for each run.
+                    part = ["--number_ios=4000", "--norandommap=0", f"--randseed={run}"]
+                    part += [f"--offset={FORK_BYTES // 4 * run}", f"--size={FORK_BYTES // 4}"]
+                    measure(first, "fork", nbd("coffer", "touched"), [*options, *part])
+                    measure(first, "a plain file", fresh, [*options[:-1], "--fdatasync=1", *part])
+                continue
+            for _ in range(FORK_RUNS):
+                for through, target in (readers if reads else targets).items():
+                    measure(step, through, target, [*options, *FOR_A_WHILE])
+    rows = []
+    for (step, through), (rate, speed, late) in best.items():
+        yardstick = best.get((step, "qemu-nbd")) or best[step, "a plain file"]
+        shown = f"{speed / 1e6:.0f} MB/s" if "1 MiB" in step else f"{rate:.0f}/s"
+        ratio = f"{rate / yardstick[0]:.2f}" if through in ("fork", "point") else ""
+        rows.append([step, through, shown, ratio, f"{late:.0f}"])
+    order = list(dict.fromkeys(row[0] for row in rows))
+    rows.sort(key=lambda row: order.index(row[0]))
+    head = ["Forks over NBD", "through", "speed", "against qemu-nbd or the file", "99 % within us"]
+    table(f"{FORK_BYTES // MIB} MiB ({share:.0%} data), warm, best of {FORK_RUNS}", head, rows)
+
+
 def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    wanted = os.environ.get("BENCH_TABLES", "backup reads").split()
+    wanted = os.environ.get("BENCH_TABLES", "backup reads forks").split()
     tools = ["coffer", *os.environ.get("BENCH_PEERS", "restic borg").split()]
     if "backup" in wanted:
         backup_tables(os.path.abspath(sys.argv[1]), tools, int(os.environ.get("BENCH_RUNS", "1")))
     if "reads" in wanted:
         read_tables(os.path.abspath(sys.argv[1]))
+    if "forks" in wanted:
+        fork_table(os.path.abspath(sys.argv[1]))
 
 
 main()

@@ -18,6 +18,7 @@ use super::buffer::{Buffer, Output};
 use super::connections::Visit;
 use super::pool::{Done, Job};
 use super::session::{Refusal, Session};
+use super::vigil::Vigil;
 use super::{Services, reply};
 use crate::export::Deed;
 use std::future::Future;
@@ -46,6 +47,7 @@ pub(super) struct Transmission<S> {
     visit: Arc<Visit>,
     /// Until the request at the head of the input may ask its export's limits again.
     hold: Option<Pin<Box<Sleep>>>,
+    vigil: Vigil,
     input: Input,
     incoming: Incoming,
     output: Output,
@@ -83,6 +85,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
             services,
             visit,
             hold: None,
+            vigil: Vigil::default(),
             input: Input { bytes: vec![0; INPUT], start: 0, end: 0 },
             incoming: Incoming::Header,
             output: Output::default(),
@@ -126,11 +129,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
                 self.is_closing |= received == 0;
                 has_moved = true;
             }
-            if !has_moved {
-                let Some(hold) = &mut self.hold else { return Poll::Pending };
+            if has_moved {
+                self.vigil.end();
+                continue;
+            }
+            if let Some(hold) = &mut self.hold {
                 std::task::ready!(hold.as_mut().poll(cx));
                 self.hold = None;
+                continue;
             }
+            if self.vigil.is_on(Instant::now) {
+                cx.waker().wake_by_ref();
+            }
+            return Poll::Pending;
         }
     }
 

@@ -1,0 +1,97 @@
+//! Staying awake a moment for the next request of a client that sends one at a time.
+//!
+//! Such a client sends its next request some ten microseconds after it has its answer. A thread that goes to sleep in between has
+//! to be woken, and perhaps the core with it, which takes longer than the request itself. So the event loop goes round a while
+//! instead, as long as that pays: who waited in vain leaves out twice as many waits as the last time.
+//!
+//! Not here: the waiting itself; the loop keeps serving everybody else meanwhile. What holds: one wait is over after [`WATCH`];
+//! of a client that never answers in time, fewer than 1 of 500 waits are tried.
+
+use std::time::{Duration, Instant};
+
+/// How long the next request is waited for.
+const WATCH: Duration = Duration::from_micros(60);
+/// After so many failures in a row the waits that are left out do not become more.
+const MOST_FAILURES: u32 = 9;
+
+/// What one connection is waiting for.
+#[derive(Default)]
+pub(super) struct Vigil {
+    state: State,
+    failures: u32,
+    /// Waits to leave out.
+    left_out: u32,
+}
+
+#[derive(Default)]
+enum State {
+    /// Something moved.
+    #[default]
+    Busy,
+    Watching(Instant),
+    /// It waits as everybody does.
+    Asleep,
+}
+
+impl Vigil {
+    /// Something moved.
+    pub(super) fn end(&mut self) {
+        if let State::Watching(_) = std::mem::take(&mut self.state) {
+            self.failures = 0;
+        }
+    }
+
+    /// Nothing moves: whether to look again at once.
+    pub(super) fn is_on(&mut self, now: impl FnOnce() -> Instant) -> bool {
+        match self.state {
+            State::Busy if self.left_out == 0 => {
+                self.state = State::Watching(now());
+                return true;
+            }
+            State::Busy => self.left_out -= 1,
+            State::Watching(since) if now().saturating_duration_since(since) < WATCH => return true,
+            State::Watching(_) => {
+                self.failures = MOST_FAILURES.min(self.failures + 1);
+                self.left_out = 1 << self.failures;
+            }
+            State::Asleep => return false,
+        }
+        self.state = State::Asleep;
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_answers_in_time_is_waited_for_every_time() {
+        let (mut vigil, start) = (Vigil::default(), Instant::now());
+        for _ in 0..100 {
+            assert!(vigil.is_on(|| start) && vigil.is_on(|| start + WATCH / 2));
+            vigil.end();
+        }
+    }
+
+    #[test]
+    fn who_never_does_is_hardly_waited_for() {
+        let (mut vigil, start) = (Vigil::default(), Instant::now());
+        let mut watched = 0;
+        for _ in 0..10_000 {
+            if vigil.is_on(|| start) {
+                watched += 1;
+                assert!(!vigil.is_on(|| start + WATCH));
+            }
+            assert!(!vigil.is_on(|| start + 2 * WATCH), "once asleep it sleeps");
+            vigil.end();
+        }
+        assert!((2..30).contains(&watched), "{watched}");
+        // One success, and it is trusted again.
+        while !vigil.is_on(|| start) {
+            vigil.end();
+        }
+        vigil.end();
+        assert!(vigil.is_on(|| start));
+    }
+}
