@@ -2,16 +2,19 @@
 //!
 //! Not here: what a request does. What holds: connections take turns, one request each, so that a client with a hundred
 //! requests delays another client's by one request per thread and not by a hundred; the queue is bounded by what
-//! connections may have in flight; nothing is executed under the lock.
+//! connections may have in flight; nothing is executed under the lock. One idle thread may stay awake a moment for the next
+//! request ([`super::vigil`]): every look at the queue is under the lock, so that none is forgotten when it goes to sleep.
 
 use super::super::proto::errno;
 use super::super::proto::transmission::Request;
 use super::buffer::Buffer;
 use super::reply;
 use super::session::Session;
+use super::vigil::Vigil;
 use crate::{Error, Result};
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -49,6 +52,8 @@ pub(super) struct Pool {
 struct Shared {
     queue: Mutex<Queue>,
     wake: Condvar,
+    /// How many jobs were ever queued: a look without the lock for the thread that stays awake.
+    arrivals: AtomicU64,
 }
 
 #[derive(Default)]
@@ -56,6 +61,8 @@ struct Queue {
     /// Requests by connection; a connection is in `turns` exactly when it has some here.
     lanes: HashMap<u64, VecDeque<Job>>,
     turns: VecDeque<u64>,
+    /// Whether an idle thread stays awake.
+    is_watched: bool,
     is_closed: bool,
 }
 
@@ -76,8 +83,13 @@ impl Pool {
     pub(super) fn submit(&self, lane: u64, job: Job) {
         let mut queue = self.shared.lock();
         queue.push(lane, job);
+        self.shared.arrivals.fetch_add(1, Ordering::Relaxed);
+        // Who stays awake takes one; for a second one somebody has to be woken.
+        let is_seen = std::mem::take(&mut queue.is_watched);
         drop(queue);
-        self.shared.wake.notify_one();
+        if !is_seen {
+            self.shared.wake.notify_one();
+        }
     }
 }
 
@@ -88,10 +100,12 @@ impl Shared {
     }
 
     fn work(&self) {
+        let mut vigil = Vigil::default();
         let mut queue = self.lock();
         loop {
             if let Some(mut job) = queue.pop() {
                 drop(queue);
+                vigil.end();
                 let Job { session, request, buffer, .. } = &mut job;
                 // A device that panics costs its own request, not a thread of everybody's.
                 let run = AssertUnwindSafe(|| session.execute(request, buffer));
@@ -106,6 +120,15 @@ impl Shared {
                 queue = self.lock();
             } else if queue.is_closed {
                 return;
+            } else if !queue.is_watched && vigil.is_on(Instant::now) {
+                queue.is_watched = true;
+                let arrivals = self.arrivals.load(Ordering::Relaxed);
+                drop(queue);
+                while self.arrivals.load(Ordering::Relaxed) == arrivals && vigil.is_on(Instant::now) {
+                    std::thread::yield_now();
+                }
+                queue = self.lock();
+                queue.is_watched = false;
             } else {
                 queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
             }
