@@ -10,6 +10,7 @@
 #![allow(clippy::disallowed_methods, reason = "a test is a program: it may read its environment")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "seeds are told, so that a failure can be repeated")]
 
+use coffer_gateway::control::{Addition, Answer, ExportReport, Question};
 use coffer_gateway::fork::ForkHeader;
 use coffer_gateway::nbd::proto::handshake::{self, Go, Info, MetaQuery};
 use coffer_gateway::nbd::proto::transmission::{self, Reply, Request, StatusQuery};

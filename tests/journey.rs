@@ -17,6 +17,8 @@ mod forks;
 mod formats;
 #[path = "journey/full_disk.rs"]
 mod full_disk;
+#[path = "journey/gateway.rs"]
+mod gateway;
 #[path = "journey/guest.rs"]
 mod guest;
 #[path = "journey/healing.rs"]

@@ -148,12 +148,16 @@ impl Running {
         Ended { what: self.what.clone(), status, out, err, peak_memory }
     }
 
+    /// Sends it a signal.
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal).unwrap();
+    }
+
     /// Asks it to end (SIGTERM) and waits until it has.
     #[must_use]
     pub fn terminate(mut self) -> Ended {
         self.look();
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.signal(rustix::process::Signal::TERM);
         self.wait()
     }
 
