@@ -11,6 +11,8 @@
 mod block_device;
 #[path = "journey/collected.rs"]
 mod collected;
+#[path = "journey/crowd.rs"]
+mod crowd;
 #[path = "journey/forks.rs"]
 mod forks;
 #[path = "journey/formats.rs"]

@@ -195,4 +195,42 @@ mod tests {
         }
         assert!(text.ends_with('\n'));
     }
+
+    #[test]
+    fn callers_that_say_too_little_or_too_much_keep_nobody_from_the_text() {
+        use std::os::unix::net::UnixStream;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics");
+        let listener = Listener::Unix { path: path.clone(), mode: 0o600 };
+        let server = MetricsServer::start(&listener, || "a 1\n".repeat(100_000)).unwrap();
+        let ask = |text: &[u8]| {
+            let mut socket = UnixStream::connect(&path).unwrap();
+            let (mut answer, _) = (String::new(), socket.write_all(text));
+            socket.read_to_string(&mut answer).map(|_| answer)
+        };
+        let half_open: Vec<UnixStream> = (0..8)
+            .map(|_| {
+                let mut socket = UnixStream::connect(&path).unwrap();
+                socket.write_all(b"GET /metr").unwrap();
+                socket
+            })
+            .collect();
+        // One that asks and never takes the answer.
+        let mut greedy = UnixStream::connect(&path).unwrap();
+        greedy.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").unwrap();
+        let whole = ask(b"GET /metrics HTTP/1.1\r\n\r\n").unwrap();
+        assert_eq!(whole.matches("a 1\n").count(), 100_000);
+        assert!(ask(b"\x16\x03\x01\n\n").unwrap().starts_with("HTTP/1.1 400"));
+        // The rest of what is too long is not taken, which may cost the answer.
+        let too_long = ask(&[b'x'; 1 << 20]);
+        assert!(too_long.is_err() || too_long.is_ok_and(|text| text.starts_with("HTTP/1.1 431")));
+        let crowd: Vec<UnixStream> = (0..100).map(|_| UnixStream::connect(&path).unwrap()).collect();
+        drop((half_open, greedy, crowd));
+        // Those that hung up free their threads; until then one more is turned away.
+        let again = std::iter::repeat_with(|| ask(b"HEAD /metrics HTTP/1.0\n\n")).take(100_000);
+        let well = again.flatten().find(|text| text.starts_with("HTTP/1.1 200"));
+        assert!(well.is_some_and(|text| text.contains("Content-Length: 400000\r\n")));
+        drop(server);
+        assert!(!path.exists());
+    }
 }

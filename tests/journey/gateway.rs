@@ -162,8 +162,10 @@ fn a_changed_file_is_followed_and_a_wrong_one_is_not() {
     image::make(&coffer.path("disk.raw"), SIZE, &[0..SIZE], 20_404);
     coffer.run(&["backup", "-w", "web", "vda=disk.raw"]);
     let configure = |exports: &[(&str, &str)]| {
-        let exports: String =
-            exports.iter().map(|(name, more)| format!("[[export]]\nname = '{name}'\npoint = 'web@latest'\n{more}\n")).collect();
+        let exports: String = exports
+            .iter()
+            .map(|(name, more)| format!("[[export]]\nname = '{name}'\npoint = 'web@latest'\n{more}\n"))
+            .collect();
         std::fs::write(coffer.path("gateway.toml"), format!("listen = ['unix:nbd.sock']\n{exports}")).unwrap();
     };
     configure(&[("a", ""), ("b", "")]);

@@ -119,6 +119,13 @@ impl Running {
         contents(&self.err)
     }
 
+    /// The memory that it holds now, in bytes.
+    pub fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let now = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        now.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() << 10
+    }
+
     /// Waits until `holds`, while the program runs. Its end before that fails the test.
     pub fn wait_until(&mut self, awaited: &str, mut holds: impl FnMut(&Running) -> bool) {
         let began = Instant::now();

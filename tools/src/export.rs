@@ -88,7 +88,7 @@ impl Arguments {
 impl Add {
     /// The addition, seen to be one as far as that can be told here.
     fn addition(&self) -> Result<Addition> {
-        self.export.parse::<ExportSpec>()?;
+        self.export.parse::<ExportSpec>().map_err(|e| wrong_use(e.to_string()))?;
         for permit in &self.allow {
             permit.parse::<Permit>().map_err(|e| wrong_use(format!("--allow {permit}: {e}")))?;
         }

@@ -18,6 +18,7 @@ mod remembered;
 
 use crate::budgets::Budgets;
 use crate::context::Context;
+use crate::environment;
 use crate::exit::{Result, describe, wrong_use};
 use crate::signal;
 use clap::{Subcommand, ValueEnum};
@@ -140,6 +141,7 @@ enum Demand {
 
 impl Arguments {
     pub(crate) fn run(&self, context: &Context) -> Result<()> {
+        environment::allow_many_files();
         match (&self.command, &self.config) {
             (Some(Command::Nbd(nbd)), _) => nbd.run(context),
             (None, Some(file)) if self.check => gateway::check(file),

@@ -275,6 +275,11 @@ impl Gateway<'_> {
     fn remove(&mut self, name: &str, disconnect: bool) -> coffer_repo::Result<String> {
         let was_remembered = self.remembered.remove(name)?;
         let Some(export) = self.withdraw(name) else {
+            let leaving: Vec<_> = self.leaving.iter().filter(|standing| standing.export.name == name).collect();
+            if disconnect && !leaving.is_empty() {
+                leaving.iter().for_each(|standing| self.disconnect(&standing.export));
+                return Ok(format!("{name} was removed before, and its last clients are disconnected"));
+            }
             let names: Vec<&str> = self.standing.keys().map(String::as_str).collect();
             let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
             return match was_remembered {
@@ -286,13 +291,18 @@ impl Gateway<'_> {
         Ok(match (clients, disconnect) {
             (0, _) => format!("{name} is removed"),
             (_, true) => {
-                self.servers.iter().for_each(|server| {
-                    server.disconnect(&export);
-                });
+                self.disconnect(&export);
                 format!("{name} is removed, and its {clients} clients are disconnected")
             }
             (_, false) => format!("{name} is removed; {clients} clients still have it"),
         })
+    }
+
+    /// Sends its clients away.
+    fn disconnect(&self, export: &Arc<Export>) {
+        for server in self.servers.iter() {
+            server.disconnect(export);
+        }
     }
 
     /// Takes an export out of the table.

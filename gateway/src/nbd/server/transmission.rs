@@ -34,10 +34,10 @@ use tokio::time::{Sleep, sleep};
 
 /// Requests wait here until they are whole; larger payloads go straight into their own buffer.
 const INPUT: usize = 64 << 10;
-/// As long as nothing came since a connection began or rested, this is enough: for one request.
+/// With so much a connection begins, and goes on after a rest: room for two requests. It grows when it is full.
 const RESTING_INPUT: usize = 64;
-/// Bytes that a connection may hold whatever others hold.
-const OWN: usize = 1 << 20;
+/// Bytes that a connection may hold whatever others hold: a request of 1 MiB.
+const OWN: usize = (1 << 20) + (64 << 10);
 /// Larger reads are copied by a storage thread, beside the sending of others.
 const AT_ONCE: u64 = 512 << 10;
 /// After so many bytes of replies the socket gets its turn.
@@ -419,8 +419,9 @@ impl Input {
             self.end -= self.start;
             self.start = 0;
         }
-        if self.end > 0 && self.bytes.len() < INPUT {
-            self.bytes.resize(INPUT, 0);
+        if self.end == self.bytes.len() && self.end < INPUT {
+            // Few requests at a time never need much of it.
+            self.bytes.resize((self.end * 64).min(INPUT), 0);
         }
         self.bytes.get_mut(self.end..).unwrap_or_default()
     }
