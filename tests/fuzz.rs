@@ -10,6 +10,7 @@
 #![allow(clippy::disallowed_methods, reason = "a test is a program: it may read its environment")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "seeds are told, so that a failure can be repeated")]
 
+use coffer_gateway::control::{Addition, Answer, ExportReport, Question};
 use coffer_gateway::fork::ForkHeader;
 use coffer_gateway::nbd::proto::handshake::{self, Go, Info, MetaQuery};
 use coffer_gateway::nbd::proto::transmission::{self, Reply, Request, StatusQuery};
@@ -657,6 +658,35 @@ fn parts_of_packs() {
 #[test]
 fn names_and_what_people_type() {
     drive_all(texts(&Corpus::new()));
+}
+
+/// Decoders of the control socket of gateways, both directions.
+fn control() -> Vec<Decoder<'static>> {
+    let addition = Addition {
+        export: "vda=web@latest:vda".into(),
+        allow: vec!["uid:0".into(), "10.0.0.0/8".into()],
+        limit: Some("2000/100M".into()),
+    };
+    let questions =
+        [Question::Add(addition), Question::List, Question::Remove { name: "vda".into(), disconnect: true }];
+    let questions = questions.iter().map(|question| question.encode().into_bytes()).collect();
+    let answers = [
+        Answer::Done("vda is removed".into()),
+        Answer::Exports(vec![ExportReport { name: "vda".into(), ..ExportReport::default() }]),
+        Answer::Failed(coffer_repo::Error::not_found("there is none")),
+    ];
+    let answers = answers.iter().map(|answer| answer.encode().into_bytes()).collect();
+    vec![
+        Decoder::new("question to a gateway", questions, |bytes| {
+            one_meaning(Question::decode(bytes), |question| question.encode().into_bytes(), Question::decode)
+        }),
+        Decoder::new("answer of a gateway", answers, |bytes| read_only(Answer::decode(bytes))),
+    ]
+}
+
+#[test]
+fn messages_of_gateways() {
+    drive_all(control());
 }
 
 #[test]

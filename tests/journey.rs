@@ -11,12 +11,16 @@
 mod block_device;
 #[path = "journey/collected.rs"]
 mod collected;
+#[path = "journey/crowd.rs"]
+mod crowd;
 #[path = "journey/forks.rs"]
 mod forks;
 #[path = "journey/formats.rs"]
 mod formats;
 #[path = "journey/full_disk.rs"]
 mod full_disk;
+#[path = "journey/gateway.rs"]
+mod gateway;
 #[path = "journey/guest.rs"]
 mod guest;
 #[path = "journey/healing.rs"]

@@ -24,7 +24,8 @@ use crate::device::BlockDevice;
 use crate::{Error, Kind, Result};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::ops::Range;
+use std::ops::{Deref, Range};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 /// The longest name, the longest description and the longest name of what an export is compared with, in bytes.
@@ -75,6 +76,36 @@ pub struct Live {
     activity: Activity,
     /// Made when it is first asked for, since limits are set before.
     meter: OnceLock<Meter>,
+    clients: AtomicU64,
+}
+
+/// An export in the hands of a client, who counts as one of its clients for as long.
+#[derive(Debug)]
+pub(crate) struct Taken(Arc<Export>);
+
+impl Taken {
+    pub(crate) fn new(export: Arc<Export>) -> Self {
+        export.live.clients.fetch_add(1, Ordering::Relaxed);
+        Taken(export)
+    }
+
+    pub(crate) fn export(&self) -> &Arc<Export> {
+        &self.0
+    }
+}
+
+impl Deref for Taken {
+    type Target = Export;
+
+    fn deref(&self) -> &Export {
+        &self.0
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.0.live.clients.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Export {
@@ -105,6 +136,12 @@ impl Export {
         &self.live.activity
     }
 
+    /// Clients that have it now, through all doors.
+    #[must_use]
+    pub fn clients(&self) -> u64 {
+        self.live.clients.load(Ordering::Relaxed)
+    }
+
     /// What paces its requests; `None` when nothing does.
     pub(crate) fn meter(&self) -> Option<&Meter> {
         self.limits.is_some().then(|| self.live.meter.get_or_init(|| Meter::new(self.limits)))
@@ -132,7 +169,7 @@ impl Exports {
     }
 
     /// Offers `export` from now on. A name that is taken is `Locked`, one that cannot travel `Invalid`.
-    pub fn add(&self, export: Export) -> Result<()> {
+    pub fn add(&self, export: Export) -> Result<Arc<Export>> {
         for (text, what, max) in
             [(&export.name, "name", MAX_NAME), (&export.description, "description", MAX_DESCRIPTION)]
         {
@@ -153,8 +190,9 @@ impl Exports {
             let text = format!("there is an export '{}' already; choose another name", export.name);
             return Err(Error::new(Kind::Locked, text));
         }
-        table.insert(export.name.clone(), Arc::new(export));
-        Ok(())
+        let export = Arc::new(export);
+        table.insert(export.name.clone(), Arc::clone(&export));
+        Ok(export)
     }
 
     /// Stops offering `name` to new clients; `NotFound` when it is not offered.

@@ -3,15 +3,19 @@
 //! ```text
 //!   nbd::Server  ->  Exports  ->  dyn BlockDevice        what is offered, by name
 //!   nbd::NbdClient                is one                 what others offer
+//!   control, metrics                                     a running process is asked, and told
 //! ```
 //! Not here: how a snapshot is stored (the repository), file systems, iSCSI. What holds: devices are synchronous and may be
 //! called from any thread; errors keep the repository's kinds up to the edge of each door.
 
+pub mod control;
 pub mod device;
+mod door;
 mod export;
 mod faulty_device;
 pub mod fork;
 mod memory_device;
+pub mod metrics;
 pub mod nbd;
 mod snapshot_changes;
 mod snapshot_device;

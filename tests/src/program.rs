@@ -119,6 +119,13 @@ impl Running {
         contents(&self.err)
     }
 
+    /// The memory that it holds now, in bytes.
+    pub fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let now = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        now.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() << 10
+    }
+
     /// Waits until `holds`, while the program runs. Its end before that fails the test.
     pub fn wait_until(&mut self, awaited: &str, mut holds: impl FnMut(&Running) -> bool) {
         let began = Instant::now();
@@ -148,12 +155,16 @@ impl Running {
         Ended { what: self.what.clone(), status, out, err, peak_memory }
     }
 
+    /// Sends it a signal.
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal).unwrap();
+    }
+
     /// Asks it to end (SIGTERM) and waits until it has.
     #[must_use]
     pub fn terminate(mut self) -> Ended {
         self.look();
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.signal(rustix::process::Signal::TERM);
         self.wait()
     }
 

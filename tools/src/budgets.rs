@@ -5,15 +5,22 @@
 use coffer_repo::reader::ReaderOptions;
 
 /// The budgets of a reader.
-#[derive(Clone, Copy, Debug, clap::Args)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::Args)]
 pub(crate) struct Budgets {
     /// Memory for chunks that were read, as in 512M or 2G
     #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = parse_size)]
-    cache_size: u64,
+    pub(crate) cache_size: u64,
 
     /// Memory for reading ahead of those who read in order
     #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = parse_size)]
-    readahead: u64,
+    pub(crate) readahead: u64,
+}
+
+impl Default for Budgets {
+    /// As on the command line.
+    fn default() -> Self {
+        Budgets { cache_size: 64 << 20, readahead: 16 << 20 }
+    }
 }
 
 impl Budgets {

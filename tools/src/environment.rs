@@ -56,6 +56,14 @@ pub(crate) fn handed_sockets() -> Option<u16> {
     u16::try_from(count).ok().filter(|count| *count > 0)
 }
 
+/// Lets this process have as many files and sockets open as the machine allows it: a thousand clients need more than the usual 1,024.
+pub(crate) fn allow_many_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    // With fewer, some clients are turned away, which is told then.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+}
+
 /// A folder for short-lived private things.
 pub(crate) fn scratch() -> PathBuf {
     std::env::temp_dir()

@@ -118,9 +118,9 @@ pub(crate) fn open(context: &Context, repo: &Arc<Repository>, reader: &Arc<Reade
 }
 
 /// A fork as an export.
-pub(crate) fn export(called: &str, name: &ForkName, fork: Fork) -> Export {
+pub(crate) fn export(called: &str, name: &ForkName, fork: Arc<Fork>) -> Export {
     let description = format!("fork {name} of {}", origin(fork.header()));
-    Export { description, ..Export::new(called.to_owned(), Arc::new(fork)) }
+    Export { description, ..Export::new(called.to_owned(), fork) }
 }
 
 fn forks(context: &Context, repo: &Repository) -> Result<Forks> {

@@ -19,6 +19,7 @@ mod credential;
 mod diff;
 mod environment;
 mod exit;
+mod export;
 mod forget;
 mod fork;
 mod gc;
@@ -80,6 +81,7 @@ enum Command {
     Restore(restore::Arguments),
     Mount(mount::Arguments),
     Serve(serve::Arguments),
+    Export(export::Arguments),
     Fork(fork::Arguments),
     Verify(verify::Arguments),
     Forget(forget::Arguments),
@@ -114,6 +116,7 @@ impl Command {
             Command::Restore(arguments) => arguments.run(context),
             Command::Mount(arguments) => arguments.run(context),
             Command::Serve(arguments) => arguments.run(context),
+            Command::Export(arguments) => arguments.run(context),
             Command::Fork(arguments) => arguments.run(context),
             Command::Verify(arguments) => arguments.run(context),
             Command::Forget(arguments) => arguments.run(context),

@@ -1,31 +1,58 @@
-//! `coffer serve`: disks of points over the network.
+//! `coffer serve`: disks of points and forks over the network: those of a command line, or a gateway with a configuration.
 //!
 //! ```text
-//!   place        where: a port, a socket file, or what systemd hands over (activation)
-//!   offer        what, to whom, how fast, compared with what
+//!   place            where: a port, a socket file, or what systemd hands over (activation)
+//!   offer            what, to whom, how fast, compared with what
+//!   configuration    the same in a file
+//!   gateway          a process whose exports come and go
+//!     remembered     those that were added by command
 //! ```
 //! Not here: serving ([`coffer_gateway::nbd`]). What holds: nothing listens before all that was asked for is found and allowed.
 
 mod activation;
+mod configuration;
+mod gateway;
 mod offer;
 mod place;
+mod remembered;
 
 use crate::budgets::Budgets;
 use crate::context::Context;
+use crate::environment;
 use crate::exit::{Result, describe, wrong_use};
 use crate::signal;
 use clap::{Subcommand, ValueEnum};
-use coffer_gateway::nbd::{Report, Server, ServerOptions, Tls, TlsDemand, TlsFiles, no_psk};
-use offer::{AllowSpec, ChangedSpec, ExportSpec, LimitSpec};
+use coffer_gateway::Exports;
+use coffer_gateway::metrics::{self, MetricsServer};
+use coffer_gateway::nbd::{Listener, Report, Server, ServerOptions, Tls, TlsDemand, TlsFiles, no_psk};
+pub(crate) use gateway::control_path;
+use offer::{AllowSpec, ChangedSpec, LimitSpec, Offer, Opener};
+pub(crate) use offer::{ExportSpec, parse_limits};
 use place::{Place, SocketMode};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Serve disks of points to hypervisors and other clients
+/// Serve disks of points and forks to hypervisors and other clients
+///
+/// With --config a gateway runs until a signal ends it: its exports come from a configuration file and from 'coffer export add', SIGHUP
+/// has it read the file again, and when it is started again what was added by command is there again.
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
+
+    /// Run a gateway as this file says
+    #[arg(long, value_name = "FILE", required = true)]
+    config: Option<PathBuf>,
+
+    /// Only see whether the file is right
+    #[arg(long, requires = "config")]
+    check: bool,
+
+    /// Tell Prometheus at /metrics there, instead of where the file says
+    #[arg(long, value_name = "HOST:PORT|unix:PATH")]
+    metrics: Option<Place>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -73,12 +100,16 @@ struct Nbd {
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..=4096))]
     max_requests: u16,
 
+    /// Tell Prometheus at /metrics there what the exports are doing
+    #[arg(long, value_name = "HOST:PORT|unix:PATH")]
+    metrics: Option<Place>,
+
     #[command(flatten)]
     budgets: Budgets,
 }
 
 /// TLS, as arguments.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
 struct Encryption {
     /// Certificate for TLS, and those between it and its authority (PEM)
     #[arg(long, value_name = "FILE", requires = "tls_key")]
@@ -101,16 +132,21 @@ struct Encryption {
     tls_psk: Option<PathBuf>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 enum Demand {
+    #[default]
     Required,
     Allowed,
 }
 
 impl Arguments {
     pub(crate) fn run(&self, context: &Context) -> Result<()> {
-        match &self.command {
-            Command::Nbd(nbd) => nbd.run(context),
+        environment::allow_many_files();
+        match (&self.command, &self.config) {
+            (Some(Command::Nbd(nbd)), _) => nbd.run(context),
+            (None, Some(file)) if self.check => gateway::check(file),
+            (None, Some(file)) => gateway::run(context, file, self.metrics.as_ref()),
+            (None, None) => Err(wrong_use("serve what? Say --config FILE, or serve nbd")),
         }
     }
 }
@@ -118,39 +154,76 @@ impl Arguments {
 impl Nbd {
     fn run(&self, context: &Context) -> Result<()> {
         let tls = self.encryption.open()?;
-        if self.encryption.tls_client_ca.is_none() && self.allow.iter().any(AllowSpec::names_certificate) {
+        let offers = offer::offers(&self.exports, &self.allow, &self.limit, &self.changed_since)?;
+        if self.encryption.tls_client_ca.is_none() && offers.iter().any(Offer::names_certificate) {
             return Err(wrong_use("--allow EXPORT=cert:NAME needs TLS with client certificates: add --tls-client-ca"));
         }
         let listeners = place::listeners(&self.listen, self.socket_mode)?;
         let stopped = signal::stopped(&context.terminal)?;
-        let offer = offer::Offer {
-            exports: &self.exports,
-            allow: &self.allow,
-            limit: &self.limit,
-            changed_since: &self.changed_since,
-        };
-        let exports = offer.open(context, self.budgets.reader_options())?;
-        let terminal = Arc::clone(&context.terminal);
-        let report: Report = Arc::new(move |error| terminal.notice(describe(error)));
+        let mut opener = Opener::new(context, self.budgets.reader_options())?;
+        let (exports, forks) = offer::open_all(&mut opener, &offers)?;
         let options = ServerOptions {
             max_connections: self.max_connections,
             requests_in_flight: self.max_requests.into(),
             tls,
-            report: Some(report),
+            report: Some(report(context)),
             ..ServerOptions::default()
         };
-        let servers = listeners.iter().map(|listener| Server::start(listener, Arc::clone(&exports), options.clone()));
-        let servers = servers.collect::<coffer_repo::Result<Vec<Server>>>()?;
-        for server in &servers {
+        let servers = start(&listeners, &exports, &options)?;
+        let metrics =
+            self.metrics.as_ref().map(|place| start_metrics(context, place, &exports, &servers)).transpose()?;
+        for server in servers.iter() {
             for spec in &self.exports {
                 context.terminal.notice(format_args!("listening on {}", server.uri(&spec.name)));
             }
         }
         // An error says that the thread that listens for signals is gone: then nobody could stop the servers any more.
         let _ = stopped.recv();
-        servers.into_iter().for_each(Server::stop);
+        drop(metrics);
+        stop(servers);
+        drop(exports);
+        forks.into_iter().for_each(|fork| fork.close(&context.terminal));
         Ok(())
     }
+}
+
+/// What tells of errors that no caller sees.
+fn report(context: &Context) -> Report {
+    let terminal = Arc::clone(&context.terminal);
+    Arc::new(move |error| terminal.notice(describe(error)))
+}
+
+/// Serves one table at several places.
+fn start(listeners: &[Listener], exports: &Arc<Exports>, options: &ServerOptions) -> Result<Arc<Vec<Server>>> {
+    let servers = listeners.iter().map(|listener| Server::start(listener, Arc::clone(exports), options.clone()));
+    Ok(Arc::new(servers.collect::<coffer_repo::Result<Vec<Server>>>()?))
+}
+
+/// Stops servers whose metrics nobody asks for any more.
+fn stop(servers: Arc<Vec<Server>>) {
+    Arc::into_inner(servers).into_iter().flatten().for_each(Server::stop);
+}
+
+/// Offers what exports and servers are doing.
+fn start_metrics(
+    context: &Context,
+    place: &Place,
+    exports: &Arc<Exports>,
+    servers: &Arc<Vec<Server>>,
+) -> Result<MetricsServer> {
+    let listeners = match place {
+        Place::Systemd => return Err(wrong_use("metrics have a place of their own: HOST:PORT or unix:PATH")),
+        place => place::listeners(std::slice::from_ref(place), SocketMode::OWN)?,
+    };
+    let [listener] = listeners.as_slice() else { return Err(wrong_use("metrics have one place")) };
+    let (exports, servers) = (Arc::clone(exports), Arc::clone(servers));
+    let text = move || {
+        let statistics: Vec<_> = servers.iter().map(|s| (s.place().to_string(), s.statistics())).collect();
+        metrics::text(&exports.all(), &statistics)
+    };
+    let server = MetricsServer::start(listener, text)?;
+    context.terminal.notice(format_args!("metrics at {}", server.place()));
+    Ok(server)
 }
 
 impl Encryption {

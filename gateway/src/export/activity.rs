@@ -29,6 +29,7 @@ pub struct Activity {
     failures: AtomicU64,
     delays: AtomicU64,
     latencies: [AtomicU64; CLASSES],
+    latency_nanos: AtomicU64,
 }
 
 /// The same at one moment.
@@ -51,6 +52,8 @@ pub struct ActivityTotals {
     /// Answers by latency, see [`LATENCY_BOUNDS`]: from when a request was whole to when its answer was ready to be sent. What
     /// was refused before it was tried is not among them.
     pub latencies: [u64; CLASSES],
+    /// All of these latencies together, in nanoseconds.
+    pub latency_nanos: u64,
 }
 
 /// What kind of request is counted.
@@ -83,6 +86,9 @@ impl Activity {
         if let Some(latency) = latency {
             let class = LATENCY_BOUNDS.iter().position(|bound| latency < *bound).unwrap_or(LATENCY_BOUNDS.len());
             self.latencies.get(class).into_iter().for_each(|count| add(count, 1));
+            if !latency.is_zero() {
+                add(&self.latency_nanos, u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX));
+            }
         }
     }
 
@@ -104,6 +110,7 @@ impl Activity {
             failures: read(&self.failures),
             delays: read(&self.delays),
             latencies: std::array::from_fn(|class| self.latencies.get(class).map_or(0, read)),
+            latency_nanos: read(&self.latency_nanos),
         }
     }
 }
@@ -134,6 +141,7 @@ mod tests {
             failures: 2,
             delays: 1,
             latencies: [1, 1, 0, 0, 0, 1, 1],
+            latency_nanos: 19_000_100_000,
         };
         assert_eq!(activity.totals(), due);
     }

@@ -18,5 +18,6 @@ mod uri;
 
 pub use client::{ClientOptions, NbdClient};
 pub use server::{ConnectionReport, Listener, Report, Server, ServerOptions, Statistics};
+pub(crate) use server::{Listening, ListeningSocket, SocketFile};
 pub use tls::{Tls, TlsDemand, TlsFiles, no_psk};
 pub use uri::{DEFAULT_PORT, NbdUri, Place, TlsUri};

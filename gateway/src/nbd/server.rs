@@ -3,7 +3,7 @@
 //! ```text
 //!   Server::start     socket threads (one event loop each), storage threads            this file
 //!     listener        a socket file, a port, or a socket that was handed over
-//!     connections     who is there, for whoever asks
+//!     connections     who is there, for whoever asks; orders to rest or to leave
 //!     conversation    one connection from its first byte to its last: the next three in turn
 //!     negotiation     which export, which dialect, TLS; bounded in time, number and size
 //!     transmission    requests in, replies out; answers from memory at once; waits for an export's limits
@@ -11,15 +11,18 @@
 //!       context       what block status tells
 //!       reply         how the answer looks
 //!     pool            threads that wait for storage, connections taking turns
+//!     budget          memory that connections share
+//!     reports         what is told, at a bounded rate
 //! ```
 //! The caller is synchronous: [`Server`] owns its threads and ends them. A connection lives on one socket thread, so that a
 //! request answered from memory costs one receive and one send and no hand-over; only what has to wait crosses to the pool.
 //!
 //! Not here: what TLS goes by ([`super::Tls`]), who may use an export (the exports know), who may connect at all (the socket's
 //! permissions and the network decide). What holds: a client can neither crash the server nor make it use more memory than
-//! `max_connections` x about (`bytes_in_flight` + 6 MiB), nor delay others by more than a request per storage thread and a
+//! `bytes_in_flight_together` and `max_connections` x about 6 MiB, nor delay others by more than a request per storage thread and a
 //! batch per socket thread; an error of a device concerns the request it belongs to.
 
+mod budget;
 mod buffer;
 mod connections;
 mod context;
@@ -28,21 +31,24 @@ mod listener;
 mod negotiation;
 mod pool;
 mod reply;
+mod reports;
 mod session;
 mod transmission;
 mod vigil;
 
 pub use connections::ConnectionReport;
 pub use listener::Listener;
+pub(crate) use listener::{Listening, ListeningSocket, SocketFile};
 
 use super::tls::Tls;
 use super::uri::{NbdUri, Place, TlsUri};
-use crate::export::{Exports, Peer};
+use crate::export::{Export, Exports, Peer};
 use crate::{Error, Result};
+use budget::Budget;
 use connections::Connections;
 use conversation::converse;
-use listener::{Listening, ListeningSocket, SocketFile};
 use pool::Pool;
+use reports::Reports;
 use rustix::net::sockopt::socket_peercred;
 use std::future::Future;
 use std::io;
@@ -60,8 +66,11 @@ const EVENT_INTERVAL: u32 = 8;
 /// After a failure to accept, most likely for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Between two looks at all connections.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// Who hears of errors that no caller sees: a device that failed under a request, a connection that could not be accepted.
-/// Called on the server's threads: it must return soon.
+/// Called on the server's threads: it must return soon. At most 10 of a kind come in a second, and a count of those left out.
 pub type Report = Arc<dyn Fn(&Error) + Send + Sync>;
 
 /// How a server is dimensioned.
@@ -77,6 +86,9 @@ pub struct ServerOptions {
     pub requests_in_flight: usize,
     /// Bytes that one connection may hold: payloads, and replies that are not sent. A single larger request is let through.
     pub bytes_in_flight: usize,
+    /// Bytes that all connections together may hold beyond 1 MiB each; who needs more of it than is left waits. A client that keeps
+    /// some of it for 30 s while others wait, and neither reads nor sends a byte, is sent away.
+    pub bytes_in_flight_together: usize,
     /// For the whole handshake.
     pub handshake_timeout: Duration,
     /// How long connections may take to finish what is in flight when the server stops.
@@ -95,6 +107,7 @@ impl Default for ServerOptions {
             max_connections: 128,
             requests_in_flight: 128,
             bytes_in_flight: 32 << 20,
+            bytes_in_flight_together: 256 << 20,
             handshake_timeout: Duration::from_secs(10),
             stop_timeout: Duration::from_secs(10),
             tls: None,
@@ -134,6 +147,8 @@ struct Services {
     pool: Pool,
     counters: Counters,
     connections: Connections,
+    budget: Arc<Budget>,
+    reports: Option<Arc<Reports>>,
 }
 
 #[derive(Default)]
@@ -161,15 +176,20 @@ impl Counters {
 
 impl Server {
     /// Listens at `listener` and serves `exports` until stopped. A socket or port in use is `Locked`.
-    pub fn start(listener: &Listener, exports: Arc<Exports>, options: ServerOptions) -> Result<Server> {
+    pub fn start(listener: &Listener, exports: Arc<Exports>, mut options: ServerOptions) -> Result<Server> {
         let Listening { socket, place, file } = listener.open()?;
         let pool = Pool::start(options.storage_threads)?;
+        let reports = options.report.take().map(Reports::new);
+        options.report = reports.as_ref().map(Reports::as_report);
+        let budget = Budget::new(options.bytes_in_flight_together);
         let services = Arc::new(Services {
             exports,
             options,
             pool,
             counters: Counters::default(),
             connections: Connections::default(),
+            budget,
+            reports,
         });
         let (stop, stopped) = watch::channel(false);
         let runtimes = (0..services.options.socket_threads.max(1))
@@ -185,6 +205,7 @@ impl Server {
         };
         if let Some(first) = runtimes.first() {
             first.spawn(acceptor.run(socket));
+            first.spawn(Services::look_after(Arc::clone(&services)));
         }
         let mut server = Server { place, services, stop, socket_threads: Vec::new(), file };
         for (i, runtime) in runtimes.into_iter().enumerate() {
@@ -214,6 +235,12 @@ impl Server {
     #[must_use]
     pub fn connections(&self) -> Vec<ConnectionReport> {
         self.services.connections.reports()
+    }
+
+    /// Ends the connections that took `export`, once what they have in flight is answered (for `stop_timeout` at most); how many they
+    /// are. An export that is still in the table can be taken again.
+    pub fn disconnect(&self, export: &Arc<Export>) -> usize {
+        self.services.connections.dismiss(export)
     }
 
     /// What it did so far.
@@ -254,11 +281,28 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.stop.send_replace(true);
+        self.services.connections.dismiss_all();
         for thread in self.socket_threads.drain(..) {
             // A thread that panicked has said so; there is nothing left to wait for.
             let _ = thread.join();
         }
+        if let Some(reports) = &self.services.reports {
+            reports.settle();
+        }
         self.file = None;
+    }
+}
+
+impl Services {
+    /// What is to be done once a second, for as long as the event loop runs.
+    async fn look_after(self: Arc<Self>) {
+        loop {
+            sleep(LOOK).await;
+            self.connections.look(self.budget.is_wanted());
+            if let Some(reports) = &self.reports {
+                reports.settle();
+            }
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 mod certificates;
 mod client;
 mod hostile;
+mod memory;
 mod programs;
 mod server;
 mod sharing;

@@ -24,7 +24,7 @@ struct Bench {
 impl Bench {
     fn offering(offers: impl IntoIterator<Item = Export>) -> Self {
         let exports = Arc::new(Exports::new());
-        offers.into_iter().for_each(|export| exports.add(export).unwrap());
+        offers.into_iter().for_each(|export| drop(exports.add(export).unwrap()));
         let dir = tempfile::tempdir().unwrap();
         let listener = Listener::Unix { path: dir.path().join("s"), mode: 0o600 };
         let server = Server::start(&listener, Arc::clone(&exports), ServerOptions::default()).unwrap();

@@ -1,31 +1,32 @@
 //! What is offered, as a person writes it: exports of points and of forks, who may use them, how fast, and what they are compared with.
 //!
 //! Not here: doors. What holds: every name in an option has to be one of an export, so that a slip of the pen opens nothing to
-//! everybody; each point that is read or compared with is pinned once.
+//! everybody; each point that is read or compared with is pinned once, for as long as an export needs it; a fork is opened once,
+//! under however many names it is offered.
 
 use crate::budgets::parse_size;
 use crate::context::{Context, choose, choose_disk};
-use crate::exit::{Result, wrong_use};
+use crate::exit::{Result, describe, wrong_use};
 use crate::fork;
-use coffer_gateway::fork::ForkName;
+use crate::terminal::Terminal;
+use coffer_gateway::fork::{Fork, ForkName};
 use coffer_gateway::{Access, Changes, Export, Exports, Limits, Permit, SnapshotChanges, SnapshotDevice};
 use coffer_repo::Error;
 use coffer_repo::catalog::Pin;
 use coffer_repo::diff::Comparer;
 use coffer_repo::id::SnapshotId;
 use coffer_repo::point::PointName;
-use coffer_repo::reader::ReaderOptions;
+use coffer_repo::reader::{Reader, ReaderOptions};
 use coffer_repo::repository::Repository;
 use coffer_repo::snapshot::{Disk, Snapshot};
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::num::NonZeroU64;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 /// An export.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct ExportSpec {
+pub(crate) struct ExportSpec {
     pub(super) name: String,
     what: Exported,
 }
@@ -58,109 +59,235 @@ pub(super) struct ChangedSpec {
     point: Option<(String, PointName)>,
 }
 
-/// All of it.
-pub(super) struct Offer<'a> {
-    pub(super) exports: &'a [ExportSpec],
-    pub(super) allow: &'a [AllowSpec],
-    pub(super) limit: &'a [LimitSpec],
-    pub(super) changed_since: &'a [ChangedSpec],
+/// One export with all that belongs to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Offer {
+    pub(super) spec: ExportSpec,
+    pub(super) permits: Vec<Permit>,
+    pub(super) limits: Limits,
+    pub(super) changed_since: Vec<ChangedSpec>,
 }
 
-/// Points that are held, each once.
-struct Pins<'a> {
+/// What makes exports out of offers.
+pub(super) struct Opener<'a> {
     context: &'a Context,
-    repo: &'a Arc<Repository>,
-    held: HashMap<SnapshotId, Arc<Pin>>,
+    repo: Arc<Repository>,
+    reader: Arc<Reader>,
+    comparer: Comparer,
+    points: Vec<Snapshot>,
+    pins: HashMap<SnapshotId, Weak<Pin>>,
+    forks: HashMap<String, Weak<Fork>>,
 }
 
-impl Pins<'_> {
-    fn hold(&mut self, snapshot: &Snapshot) -> Result<Arc<Pin>> {
-        match self.held.entry(snapshot.id()) {
-            Entry::Occupied(pin) => Ok(Arc::clone(pin.get())),
-            Entry::Vacant(place) => Ok(Arc::clone(place.insert(self.context.pin(self.repo, snapshot, "export")?))),
+/// An export that is open.
+pub(super) struct Opened {
+    pub(super) export: Export,
+    pub(super) fork: Option<OpenFork>,
+    /// The same as it was meant at this moment: the point by its id.
+    pub(super) meant: String,
+    /// Which of the offer's comparisons are of this export.
+    pub(super) is_compared: Vec<bool>,
+}
+
+/// A fork that is served; shared by all exports of it.
+pub(super) struct OpenFork {
+    name: ForkName,
+    fork: Arc<Fork>,
+}
+
+impl OpenFork {
+    /// Flushes it for the last time and closes it, unless another export needs it still. A failure is warned of.
+    pub(super) fn close(self, terminal: &Terminal) {
+        if let Some(fork) = Arc::into_inner(self.fork)
+            && let Err(e) = fork.close()
+        {
+            terminal.warn(format_args!("fork '{}' could not be flushed: {}", self.name, describe(&e)));
         }
     }
 }
 
-impl Offer<'_> {
-    /// Opens everything that is offered.
-    pub(super) fn open(&self, context: &Context, options: ReaderOptions) -> Result<Arc<Exports>> {
-        self.check_names()?;
+/// The offers that options of a command line make.
+pub(super) fn offers(
+    exports: &[ExportSpec],
+    allow: &[AllowSpec],
+    limit: &[LimitSpec],
+    changed_since: &[ChangedSpec],
+) -> Result<Vec<Offer>> {
+    let named = allow.iter().map(|a| ("--allow", &a.export)).chain(limit.iter().map(|l| ("--limit", &l.export)));
+    let changed = changed_since.iter().filter_map(|c| c.export.as_ref()).map(|e| ("--changed-since", e));
+    for (option, name) in named.chain(changed) {
+        if exports.iter().all(|e| e.name != *name) {
+            let names: Vec<_> = exports.iter().map(|e| e.name.as_str()).collect();
+            return Err(wrong_use(format!(
+                "{option} {name}=: there is no such export; there are: {}",
+                names.join(", ")
+            )));
+        }
+    }
+    let offer = |spec: &ExportSpec| Offer {
+        spec: spec.clone(),
+        permits: allow.iter().filter(|a| a.export == spec.name).flat_map(|a| a.permits.clone()).collect(),
+        limits: limit.iter().rfind(|l| l.export == spec.name).map_or_else(Limits::default, |l| l.limits),
+        changed_since: changed_since.to_vec(),
+    };
+    Ok(exports.iter().map(offer).collect())
+}
+
+impl<'a> Opener<'a> {
+    pub(super) fn new(context: &'a Context, options: ReaderOptions) -> Result<Self> {
         let repo = context.open()?;
         let points = context.points(&repo)?;
         let reader = context.reader(&repo, options)?;
         let comparer = Comparer::new(&repo)?;
-        let mut pins = Pins { context, repo: &repo, held: HashMap::new() };
-        let mut is_used = vec![false; self.changed_since.len()];
-        let exports = Exports::new();
-        for spec in self.exports {
-            let point = match &spec.what {
-                Exported::Point(point) => point,
-                Exported::Fork(name) => {
-                    let fork = fork::open(context, &repo, &reader, name)?;
-                    exports.add(self.guarded(fork::export(&spec.name, name, fork)))?;
-                    continue;
-                }
-            };
-            let snapshot = choose(point, &points)?;
-            let disk = choose_disk(point, snapshot)?;
-            let mut changes = Vec::new();
-            for (since, is_used) in self.changed_since.iter().zip(&mut is_used) {
-                for (name, other, other_disk) in since.meant(spec, snapshot, disk, &points)? {
-                    *is_used = true;
-                    let source = SnapshotChanges::new(comparer.compare(other_disk, disk)?, Some(pins.hold(other)?));
-                    changes.push(Changes { since: name, source: Arc::new(source) });
-                }
-            }
-            changes.sort_by(|a, b| a.since.cmp(&b.since));
-            changes.dedup_by(|a, b| a.since == b.since);
-            let device = SnapshotDevice::new(reader.disk(snapshot, &disk.name)?, Some(pins.hold(snapshot)?));
-            let mut export = Export::new(spec.name.clone(), Arc::new(device));
-            export.description = format!("{}@{}:{}", snapshot.workload, snapshot.time(), disk.name);
-            export.read_only = true;
-            export.changes = changes;
-            exports.add(self.guarded(export))?;
-        }
-        let unused = is_used.iter().zip(self.changed_since).find(|(is_used, _)| !**is_used);
-        if let Some((_, ChangedSpec { point: Some((text, _)), .. })) = unused {
-            return Err(Error::invalid(format!("--changed-since {text}: no export is a disk of that machine")).into());
-        }
-        Ok(Arc::new(exports))
+        Ok(Opener { context, repo, reader, comparer, points, pins: HashMap::new(), forks: HashMap::new() })
     }
 
-    /// The export with its access list and limits.
-    fn guarded(&self, export: Export) -> Export {
-        let permits = self.allow.iter().filter(|a| a.export == export.name).flat_map(|a| a.permits.clone());
-        let limits = self.limit.iter().rfind(|l| l.export == export.name).map_or_else(Limits::default, |l| l.limits);
-        Export { access: Access::only(permits), limits, ..export }
+    pub(super) fn repo(&self) -> &Repository {
+        &self.repo
     }
 
-    /// Whether all names in options are names of exports.
-    fn check_names(&self) -> Result<()> {
-        let allow = self.allow.iter().map(|a| ("--allow", &a.export));
-        let limit = self.limit.iter().map(|l| ("--limit", &l.export));
-        let changed = self.changed_since.iter().filter_map(|c| c.export.as_ref()).map(|e| ("--changed-since", e));
-        for (option, name) in allow.chain(limit).chain(changed) {
-            if self.exports.iter().all(|e| e.name != *name) {
-                let names: Vec<_> = self.exports.iter().map(|e| e.name.as_str()).collect();
-                return Err(wrong_use(format!(
-                    "{option} {name}=: there is no such export; there are: {}",
-                    names.join(", ")
-                )));
-            }
-        }
+    /// Learns of points that came and went since.
+    pub(super) fn refresh(&mut self) -> Result<()> {
+        self.points = self.context.points(&self.repo)?;
+        self.pins.retain(|_, pin| pin.strong_count() > 0);
+        self.forks.retain(|_, fork| fork.strong_count() > 0);
         Ok(())
+    }
+
+    /// Opens what is offered.
+    pub(super) fn open(&mut self, offer: &Offer) -> Result<Opened> {
+        let spec = &offer.spec;
+        let mut is_compared = vec![false; offer.changed_since.len()];
+        let (export, fork, meant) = match &spec.what {
+            Exported::Fork(name) => {
+                let fork = self.fork(name)?;
+                let export = fork::export(&spec.name, name, Arc::clone(&fork));
+                (export, Some(OpenFork { name: name.clone(), fork }), format!("{}=fork:{name}", spec.name))
+            }
+            Exported::Point(point) => {
+                let snapshot = choose(point, &self.points)?.clone();
+                let disk = choose_disk(point, &snapshot)?;
+                let mut changes = Vec::new();
+                for (since, is_compared) in offer.changed_since.iter().zip(&mut is_compared) {
+                    let meant: Vec<(String, Snapshot, Disk)> = since
+                        .meant(spec, &snapshot, disk, &self.points)?
+                        .into_iter()
+                        .map(|(name, other, other_disk)| (name, other.clone(), other_disk.clone()))
+                        .collect();
+                    for (name, other, other_disk) in meant {
+                        *is_compared = true;
+                        let compared = self.comparer.compare(&other_disk, disk)?;
+                        let source = SnapshotChanges::new(compared, Some(self.hold(&other)?));
+                        changes.push(Changes { since: name, source: Arc::new(source) });
+                    }
+                }
+                changes.sort_by(|a, b| a.since.cmp(&b.since));
+                changes.dedup_by(|a, b| a.since == b.since);
+                let device = SnapshotDevice::new(self.reader.disk(&snapshot, &disk.name)?, Some(self.hold(&snapshot)?));
+                let mut export = Export::new(spec.name.clone(), Arc::new(device));
+                export.description = format!("{}@{}:{}", snapshot.workload, snapshot.time(), disk.name);
+                export.read_only = true;
+                export.changes = changes;
+                (export, None, format!("{}={}:{}", spec.name, snapshot.id(), disk.name))
+            }
+        };
+        let export = Export { access: Access::only(offer.permits.clone()), limits: offer.limits, ..export };
+        Ok(Opened { export, fork, meant, is_compared })
+    }
+
+    /// Holds a point, once.
+    fn hold(&mut self, snapshot: &Snapshot) -> Result<Arc<Pin>> {
+        if let Some(pin) = self.pins.get(&snapshot.id()).and_then(Weak::upgrade) {
+            return Ok(pin);
+        }
+        let pin = self.context.pin(&self.repo, snapshot, "export")?;
+        self.pins.insert(snapshot.id(), Arc::downgrade(&pin));
+        Ok(pin)
+    }
+
+    /// Opens a fork, once.
+    fn fork(&mut self, name: &ForkName) -> Result<Arc<Fork>> {
+        let key = name.to_string();
+        if let Some(fork) = self.forks.get(&key).and_then(Weak::upgrade) {
+            return Ok(fork);
+        }
+        let fork = Arc::new(fork::open(self.context, &self.repo, &self.reader, name)?);
+        self.forks.insert(key, Arc::downgrade(&fork));
+        Ok(fork)
     }
 }
 
-impl AllowSpec {
+/// Opens all that a command line offers, into a table.
+pub(super) fn open_all(opener: &mut Opener<'_>, offers: &[Offer]) -> Result<(Arc<Exports>, Vec<OpenFork>)> {
+    let (exports, mut forks) = (Exports::new(), Vec::new());
+    let mut is_compared = vec![false; offers.first().map_or(0, |offer| offer.changed_since.len())];
+    for offer in offers {
+        let opened = opener.open(offer)?;
+        is_compared.iter_mut().zip(opened.is_compared).for_each(|(all, one)| *all |= one);
+        exports.add(opened.export)?;
+        forks.extend(opened.fork);
+    }
+    let changed_since = offers.first().map_or(&[][..], |offer| &offer.changed_since);
+    refuse_unused(changed_since, &is_compared, "no export is a disk of that machine")?;
+    Ok((Arc::new(exports), forks))
+}
+
+/// A comparison that was asked for by name and is of no export is a slip of the pen.
+pub(super) fn refuse_unused(changed_since: &[ChangedSpec], is_compared: &[bool], why: &str) -> Result<()> {
+    let unused = is_compared.iter().zip(changed_since).find(|(is_compared, _)| !**is_compared);
+    match unused {
+        Some((_, ChangedSpec { point: Some((text, _)), .. })) => {
+            Err(Error::invalid(format!("--changed-since {text}: {why}")).into())
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Offer {
+    /// One whose options are parts of their own, as in a configuration file or in an addition by command.
+    pub(super) fn of(
+        spec: ExportSpec,
+        allow: &[String],
+        limit: Option<&str>,
+        changed_since: &[String],
+    ) -> std::result::Result<Offer, String> {
+        let permits = allow.iter().map(|permit| permit.parse::<Permit>().map_err(|e| e.to_string()));
+        let changed_since = changed_since.iter().map(|point| ChangedSpec::of(Some(spec.name.clone()), point));
+        Ok(Offer {
+            permits: permits.collect::<std::result::Result<_, _>>()?,
+            limits: limit.map_or(Ok(Limits::default()), parse_limits)?,
+            changed_since: changed_since.collect::<std::result::Result<_, Error>>().map_err(|e| e.to_string())?,
+            spec,
+        })
+    }
+
     /// Whether clients are told apart by their certificates.
     pub(super) fn names_certificate(&self) -> bool {
         self.permits.iter().any(|permit| matches!(permit, Permit::Certificate(_)))
     }
 }
 
+impl ExportSpec {
+    /// An export of a point or a disk of it.
+    pub(super) fn of_point(name: &str, point: &str) -> std::result::Result<Self, Error> {
+        Ok(ExportSpec { name: name.to_owned(), what: Exported::Point(PointName::parse(point)?) })
+    }
+
+    /// An export of a fork.
+    pub(super) fn of_fork(name: &str, fork: &str) -> std::result::Result<Self, Error> {
+        Ok(ExportSpec { name: name.to_owned(), what: Exported::Fork(fork.parse()?) })
+    }
+}
+
 impl ChangedSpec {
+    fn of(export: Option<String>, point: &str) -> std::result::Result<Self, Error> {
+        let point = match point {
+            "all" => None,
+            point => Some((point.to_owned(), PointName::parse(point)?)),
+        };
+        Ok(ChangedSpec { export, point })
+    }
+
     /// What an export of `disk` of `snapshot` is compared with: as clients name it, the point, and its disk.
     fn meant<'a>(
         &self,
@@ -192,11 +319,10 @@ impl FromStr for ExportSpec {
 
     fn from_str(text: &str) -> std::result::Result<Self, Error> {
         let (name, point) = text.split_once('=').unwrap_or((text, text));
-        let what = match point.strip_prefix("fork:") {
-            Some(fork) => Exported::Fork(fork.parse()?),
-            None => Exported::Point(PointName::parse(point)?),
-        };
-        Ok(ExportSpec { name: name.to_owned(), what })
+        match point.strip_prefix("fork:") {
+            Some(fork) => ExportSpec::of_fork(name, fork),
+            None => ExportSpec::of_point(name, point),
+        }
     }
 }
 
@@ -215,20 +341,22 @@ impl FromStr for LimitSpec {
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         let (export, limits) = text.split_once('=').ok_or("it lacks EXPORT=")?;
-        let (operations, bytes) =
-            limits.split_once('/').ok_or("not REQUESTS/BYTES, as in 2000/100M, 2000/ or /100M")?;
-        let number = |text: &str, parse: fn(&str) -> std::result::Result<u64, String>| match text {
-            "" => Ok(None),
-            text => {
-                NonZeroU64::new(parse(text)?).map(Some).ok_or_else(|| "a limit of 0 lets nothing through".to_owned())
-            }
-        };
-        let requests = |text: &str| text.parse().map_err(|_| format!("'{text}' is not a number of requests"));
-        let limits = Limits { operations: number(operations, requests)?, bytes: number(bytes, parse_size)? };
-        match limits == Limits::default() {
-            true => Err("it limits nothing".to_owned()),
-            false => Ok(LimitSpec { export: export.to_owned(), limits }),
-        }
+        Ok(LimitSpec { export: export.to_owned(), limits: parse_limits(limits)? })
+    }
+}
+
+/// Parses `REQUESTS/BYTES`, of which either may be left out.
+pub(crate) fn parse_limits(limits: &str) -> std::result::Result<Limits, String> {
+    let (operations, bytes) = limits.split_once('/').ok_or("not REQUESTS/BYTES, as in 2000/100M, 2000/ or /100M")?;
+    let number = |text: &str, parse: fn(&str) -> std::result::Result<u64, String>| match text {
+        "" => Ok(None),
+        text => NonZeroU64::new(parse(text)?).map(Some).ok_or_else(|| "a limit of 0 lets nothing through".to_owned()),
+    };
+    let requests = |text: &str| text.parse().map_err(|_| format!("'{text}' is not a number of requests"));
+    let limits = Limits { operations: number(operations, requests)?, bytes: number(bytes, parse_size)? };
+    match limits == Limits::default() {
+        true => Err("it limits nothing".to_owned()),
+        false => Ok(limits),
     }
 }
 
@@ -240,11 +368,7 @@ impl FromStr for ChangedSpec {
             Some((export, point)) => (Some(export.to_owned()), point),
             None => (None, text),
         };
-        let point = match point {
-            "all" => None,
-            point => Some((point.to_owned(), PointName::parse(point)?)),
-        };
-        Ok(ChangedSpec { export, point })
+        ChangedSpec::of(export, point)
     }
 }
 
@@ -268,7 +392,7 @@ mod tests {
     #[test]
     fn permits_and_limits_belong_to_an_export() {
         let spec: AllowSpec = "vda=10.0.0.0/8,cert:web,uid:0".parse().unwrap();
-        assert_eq!((spec.export.as_str(), spec.permits.len(), spec.names_certificate()), ("vda", 3, true));
+        assert_eq!((spec.export.as_str(), spec.permits.len()), ("vda", 3));
         for bad in ["vda", "vda=", "vda=x", "vda=10.0.0.0/8,"] {
             assert!(bad.parse::<AllowSpec>().is_err(), "{bad}");
         }

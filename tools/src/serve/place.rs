@@ -7,7 +7,7 @@ use crate::exit::Result;
 use coffer_gateway::nbd::Listener;
 use coffer_repo::Error;
 use std::net::ToSocketAddrs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -24,6 +24,21 @@ pub(super) enum Place {
 /// Permission bits of a socket file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SocketMode(u32);
+
+impl Place {
+    /// The same with the path of a socket taken to be below `folder`, unless it is absolute.
+    pub(super) fn below(self, folder: &Path) -> Place {
+        match self {
+            Place::Socket(path) => Place::Socket(folder.join(path)),
+            other => other,
+        }
+    }
+}
+
+impl SocketMode {
+    /// For the owner alone.
+    pub(super) const OWN: SocketMode = SocketMode(0o600);
+}
 
 /// What to listen on. Sockets that were handed over are taken once, however often they are named.
 pub(super) fn listeners(places: &[Place], SocketMode(mode): SocketMode) -> Result<Vec<Listener>> {

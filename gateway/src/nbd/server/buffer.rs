@@ -1,7 +1,8 @@
 //! Bytes on their way through a connection, in storage that is initialised once and used again.
 //!
 //! Not here: what the bytes are. What holds: [`Buffer::grow`] hands out stale bytes, so whoever grows either fills all of it
-//! or truncates; a connection keeps a bounded number of spare buffers.
+//! or truncates; a connection keeps a bounded number of spare buffers, and
+//! none when it rests.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -90,6 +91,15 @@ impl Output {
         if self.spares.len() < SPARES && buffer.storage.len() <= SPARE_SIZE {
             buffer.truncate(0);
             self.spares.push(buffer);
+        }
+    }
+
+    /// Lets go of all that is kept to be used again.
+    pub(super) fn rest(&mut self) {
+        self.spares = Vec::new();
+        if self.pending == 0 {
+            // What may be left is a reply that was taken back.
+            self.queue = VecDeque::new();
         }
     }
 

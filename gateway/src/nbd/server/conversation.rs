@@ -2,12 +2,12 @@
 //!
 //! Not here: what is said in either ([`super::negotiation`], [`super::transmission`]). What holds: the whole handshake, TLS included,
 //! ends within its time; what was said in the clear counts for nothing once TLS is on; when the server stops, a handshake ends at
-//! once, and requests in flight have a while to finish.
+//! once, and requests in flight have a while to finish; the same goes for one client that is told to leave.
 
 use super::super::certificate::common_name;
 use super::super::tls;
 use super::Services;
-use super::connections::{Entry, Visit};
+use super::connections::{Entry, Order, Visit};
 use super::negotiation::{self, Encryption, Outcome, Terms};
 use super::session::Session;
 use super::transmission::Transmission;
@@ -34,8 +34,8 @@ pub(super) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
         arrived = timeout(services.options.handshake_timeout, handshake) => arrived??,
     };
     match arrived {
-        Some(Arrived::Plain(stream, session)) => transmit(stream, session, visit, services, stopped).await,
-        Some(Arrived::Encrypted(stream, session)) => transmit(*stream, session, visit, services, stopped).await,
+        Some(Arrived::Plain(stream, session)) => transmit(stream, session, visit, services).await,
+        Some(Arrived::Encrypted(stream, session)) => transmit(*stream, session, visit, services).await,
         None => Ok(()),
     }
 }
@@ -58,7 +58,9 @@ async fn shake_hands<S: AsyncRead + AsyncWrite + Unpin>(
         Terms { exports: &services.exports, peer, encryption, has_zeroes, report }
     };
     let enter = |session: &Session, peer: &Peer, is_encrypted| {
-        visit.enter(Entry { export: session.export.name.clone(), peer: peer.clone(), is_encrypted });
+        let export = session.export.export();
+        let (export, name) = (Arc::downgrade(export), export.name.clone());
+        visit.enter(Entry { export, name, peer: peer.clone(), is_encrypted });
     };
     let encryption = match &services.options.tls {
         None => Encryption::Absent,
@@ -96,19 +98,27 @@ async fn shake_hands<S: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-/// Serves requests until the client leaves or the server stops.
+/// Serves requests until the client leaves or is told to.
 async fn transmit<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     session: Session,
     visit: &Arc<Visit>,
     services: &Arc<Services>,
-    mut stopped: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let mut transmission = Transmission::new(stream, session, Arc::clone(visit), Arc::clone(services));
-    tokio::select! {
-        biased;
-        ended = poll_fn(|cx| transmission.poll_run(cx)) => return ended,
-        _ = stopped.wait_for(|is_stopped| *is_stopped) => {}
+    let mut orders = visit.orders();
+    loop {
+        tokio::select! {
+            biased;
+            ended = poll_fn(|cx| transmission.poll_run(cx)) => return ended,
+            // The sender is in the record that is borrowed here.
+            _ = orders.changed() => {}
+        }
+        match *orders.borrow_and_update() {
+            Order::Stay => {}
+            Order::Rest(_) => transmission.rest(),
+            Order::Leave => break,
+        }
     }
     transmission.close();
     timeout(services.options.stop_timeout, poll_fn(|cx| transmission.poll_run(cx))).await?

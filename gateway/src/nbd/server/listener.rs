@@ -44,21 +44,21 @@ pub enum Listener {
 }
 
 /// A socket that listens.
-pub(super) struct Listening {
-    pub(super) socket: ListeningSocket,
+pub(crate) struct Listening {
+    pub(crate) socket: ListeningSocket,
     /// Where it can be reached.
-    pub(super) place: Place,
+    pub(crate) place: Place,
     /// Removed when it goes away.
-    pub(super) file: Option<SocketFile>,
+    pub(crate) file: Option<SocketFile>,
 }
 
-pub(super) enum ListeningSocket {
+pub(crate) enum ListeningSocket {
     Unix(UnixListener),
     Tcp(TcpListener),
 }
 
 /// A socket file that is ours.
-pub(super) struct SocketFile {
+pub(crate) struct SocketFile {
     path: PathBuf,
     identity: (u64, u64),
 }
@@ -74,7 +74,7 @@ impl Drop for SocketFile {
 
 impl Listener {
     /// Begins to listen. A port or a socket that somebody listens on is `Locked`.
-    pub(super) fn open(&self) -> Result<Listening> {
+    pub(crate) fn open(&self) -> Result<Listening> {
         match self {
             Listener::Unix { path, mode } => {
                 let socket = open_unix(path, *mode)?;

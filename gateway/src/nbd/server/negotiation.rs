@@ -14,7 +14,7 @@ use super::super::proto::{Framing, MAX_PAYLOAD, text};
 use super::Report;
 use super::context::{Context, MAX_CONTEXTS};
 use super::session::Session;
-use crate::export::{Export, Exports, Peer};
+use crate::export::{Export, Exports, Peer, Taken};
 use crate::{Error, Kind, Result};
 use std::io;
 use std::sync::Arc;
@@ -267,6 +267,7 @@ impl Negotiation<'_> {
 
     fn session(&self, export: Arc<Export>) -> Session {
         let contexts = self.contexts_of(&export).to_vec();
+        let export = Taken::new(export);
         Session { export, framing: self.framing, contexts, report: self.terms.report.clone() }
     }
 }

@@ -173,7 +173,7 @@ impl Drop for Pool {
 mod tests {
     use super::*;
     use crate::device::{BlockDevice, Extent};
-    use crate::export::Export;
+    use crate::export::{Export, Taken};
     use crate::nbd::proto::Framing;
     use crate::nbd::proto::transmission::{Reply, command};
     use std::ops::Range;
@@ -209,7 +209,7 @@ mod tests {
 
     fn job(cookie: u64, done: &mpsc::Sender<Done>) -> Job {
         let device = Arc::new(Buggy);
-        let export = Arc::new(Export::new("x", device));
+        let export = Taken::new(Arc::new(Export::new("x", device)));
         let session = Session { export, framing: Framing::Simple, contexts: Vec::new(), report: None };
         Job {
             session: Arc::new(session),

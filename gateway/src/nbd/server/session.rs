@@ -10,10 +10,9 @@ use super::buffer::Buffer;
 use super::context::Context;
 use super::{Report, reply};
 use crate::device::{Durability, Zeroing, check_range};
-use crate::export::{Deed, Export};
+use crate::export::{Deed, Export, Taken};
 use crate::{Error, Kind, Result};
 use std::ops::Range;
-use std::sync::Arc;
 
 /// Extents of one block status; the client asks again for more.
 const MAX_EXTENTS: usize = 2048;
@@ -22,7 +21,7 @@ const SMALL_REPLY: usize = 64 + 16 * MAX_EXTENTS;
 
 /// What was agreed with a client.
 pub(super) struct Session {
-    pub(super) export: Arc<Export>,
+    pub(super) export: Taken,
     pub(super) framing: Framing,
     /// What the client turned on.
     pub(super) contexts: Vec<Context>,

@@ -9,11 +9,13 @@
 //! Not here: what a request does to a device, how a reply is framed. What holds: a connection has at most
 //! `requests_in_flight` requests in the pool and `bytes_in_flight` bytes of requests and unsent replies, or a single larger
 //! request; beyond that it stops reading its socket, so a client that does not read its replies, or sends without end, waits
-//! alone. A request that its export's limits hold back waits at the head of the input, in nobody's way but its own
+//! alone. What it holds beyond [`OWN`] it has from the server's common budget, and waits for, in turn with others. A connection
+//! that rests keeps no buffers. A request that its export's limits hold back waits at the head of the input, in nobody's way but its own
 //! connection's. Nothing here blocks; all the work between two waits is bounded by one batch.
 
 use super::super::proto::transmission::{Request, command, command_flag};
 use super::super::proto::{Framing, MAX_PAYLOAD};
+use super::budget::{Grant, Wait};
 use super::buffer::{Buffer, Output};
 use super::connections::Visit;
 use super::pool::{Done, Job};
@@ -33,6 +35,10 @@ use tokio::time::{Sleep, sleep};
 
 /// Requests wait here until they are whole; larger payloads go straight into their own buffer.
 const INPUT: usize = 64 << 10;
+/// With so much a connection begins, and goes on after a rest: room for two requests. It grows when it is full.
+const RESTING_INPUT: usize = 64;
+/// Bytes that a connection may hold whatever others hold: a request of 1 MiB.
+const OWN: usize = (1 << 20) + (64 << 10);
 /// Larger reads are copied by a storage thread, beside the sending of others.
 const AT_ONCE: u64 = 512 << 10;
 /// After so many bytes of replies the socket gets its turn.
@@ -48,6 +54,12 @@ pub(super) struct Transmission<S> {
     /// Until the request at the head of the input may ask its export's limits again.
     hold: Option<Pin<Box<Sleep>>>,
     vigil: Vigil,
+    /// Whether the request at the head of the input was let through by its export's limits, and waits for something else.
+    is_charged: bool,
+    /// What it has of the common budget.
+    grant: Option<Grant>,
+    /// Until it gets more of it.
+    wait: Option<Wait>,
     input: Input,
     incoming: Incoming,
     output: Output,
@@ -86,7 +98,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
             visit,
             hold: None,
             vigil: Vigil::default(),
-            input: Input { bytes: vec![0; INPUT], start: 0, end: 0 },
+            is_charged: false,
+            grant: None,
+            wait: None,
+            input: Input { bytes: vec![0; RESTING_INPUT], start: 0, end: 0 },
             incoming: Incoming::Header,
             output: Output::default(),
             done,
@@ -102,6 +117,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
         self.is_closing = true;
     }
 
+    /// Lets go of buffers if there is nothing to do.
+    pub(super) fn rest(&mut self) {
+        let is_idle = self.held() == 0 && self.requests_in_pool == 0 && self.hold.is_none() && self.wait.is_none();
+        if is_idle && matches!(self.incoming, Incoming::Header) && self.input.filled().is_empty() {
+            self.input = Input { bytes: vec![0; RESTING_INPUT], start: 0, end: 0 };
+            self.output.rest();
+        }
+    }
+
     /// Drives the connection until it ends: the client left, or broke the protocol, or the server closes.
     pub(super) fn poll_run(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
@@ -109,7 +133,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
             has_moved |= self.serve();
             while self.output.pending() > 0 {
                 match self.output.poll_send(&mut self.stream, cx)? {
-                    Poll::Ready(sent) => self.services.counters.sent(sent),
+                    Poll::Ready(sent) => {
+                        self.services.counters.sent(sent);
+                        self.visit.moved(sent);
+                    }
                     Poll::Pending => break,
                 }
                 self.is_unflushed = true;
@@ -126,11 +153,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
                 && let Poll::Ready(received) = self.poll_receive(cx)?
             {
                 self.services.counters.received(received);
+                self.visit.moved(received);
                 self.is_closing |= received == 0;
                 has_moved = true;
             }
+            self.settle();
             if has_moved {
                 self.vigil.end();
+                continue;
+            }
+            if let Some(wait) = &mut self.wait
+                && let Poll::Ready(granted) = wait.as_mut().poll(cx)
+            {
+                self.wait = None;
+                granted.into_iter().for_each(|grant| self.granted(grant));
                 continue;
             }
             if let Some(hold) = &mut self.hold {
@@ -209,21 +245,65 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
         true
     }
 
-    /// Whether there is room for a request of `cost` bytes.
+    /// Bytes of requests and of unsent replies.
+    fn held(&self) -> usize {
+        self.output.pending() + self.bytes_in_pool
+    }
+
+    /// Whether there is room for a request of `cost` bytes, as far as this connection goes.
     fn has_room(&self, cost: usize) -> bool {
-        let held = self.output.pending() + self.bytes_in_pool;
+        let held = self.held();
         self.requests_in_pool < self.services.options.requests_in_flight.max(1)
             && (held == 0 || held.saturating_add(cost) <= self.services.options.bytes_in_flight)
     }
 
+    /// Whether the common budget allows a request of `cost` bytes; else it will, after a wait.
+    fn has_budget(&mut self, cost: usize) -> bool {
+        let own = OWN.saturating_add(self.grant.as_ref().map_or(0, Grant::bytes));
+        let more = self.held().saturating_add(cost).saturating_sub(own);
+        if more == 0 {
+            return true;
+        }
+        let Some(grant) = self.services.budget.try_take(more) else {
+            self.wait = Some(self.services.budget.take(more));
+            return false;
+        };
+        self.granted(grant);
+        true
+    }
+
+    fn granted(&mut self, grant: Grant) {
+        match &mut self.grant {
+            Some(granted) => granted.merge(grant),
+            None => self.grant = Some(grant),
+        }
+    }
+
+    /// Gives back what is not needed of the common budget, and notes whether it is the client that keeps the rest.
+    fn settle(&mut self) {
+        if self.grant.is_none() {
+            return;
+        }
+        if self.held() <= OWN {
+            self.grant = None;
+        }
+        self.visit.set_owing(self.grant.is_some() && self.requests_in_pool == 0);
+    }
+
     /// Whether the export's limits hold `request` back; else it is charged to them.
     fn has_to_wait(&mut self, request: &Request) -> bool {
+        if self.is_charged {
+            return false;
+        }
         let Some(meter) = self.session.export.meter() else { return false };
         let bytes = match Session::deed(request) {
             Deed::Read(bytes) | Deed::Write(bytes) => bytes,
             Deed::Other => 0,
         };
-        let Some(wait) = meter.admit(bytes) else { return false };
+        let Some(wait) = meter.admit(bytes) else {
+            self.is_charged = true;
+            return false;
+        };
         self.session.export.activity().delayed();
         self.visit.activity().delayed();
         self.hold = Some(Box::pin(sleep(wait)));
@@ -233,11 +313,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
     /// Lets the request at the head of the input in; `false` when it has to wait there.
     fn admit(&mut self, request: &Request) -> bool {
         let verdict = self.session.check(request);
-        if verdict.is_ok()
-            && (self.hold.is_some() || !self.has_room(self.session.cost(request)) || self.has_to_wait(request))
-        {
-            return false;
+        if verdict.is_ok() {
+            let (is_held, cost) = (self.hold.is_some() || self.wait.is_some(), self.session.cost(request));
+            if is_held || !self.has_room(cost) || self.has_to_wait(request) || !self.has_budget(cost) {
+                return false;
+            }
         }
+        self.is_charged = false;
         self.input.take(Request::wire_len(self.session.framing));
         if request.command == command::DISC {
             self.is_closing = true;
@@ -292,14 +374,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
     }
 
     /// Whether more input could be used: not while a whole request, or a part of a payload, waits for room. While one is held back
-    /// by limits there is still a look at what comes behind it, so that a client that leaves is noticed.
+    /// by limits or the budget there is still a look at what comes behind it, so that a client that leaves is noticed.
     fn wants_input(&self) -> bool {
         let waiting = self.input.filled().len();
         let is_starved = match self.incoming {
             Incoming::Header => waiting < Request::wire_len(self.session.framing),
             Incoming::Payload { .. } | Incoming::Refused { .. } => waiting == 0,
         };
-        (is_starved || (self.hold.is_some() && waiting < INPUT)) && !self.is_closing
+        let is_held = self.hold.is_some() || self.wait.is_some();
+        (is_starved || (is_held && waiting < INPUT)) && !self.is_closing
     }
 
     /// Receives into the payload that is due, or else into the input: how many bytes, 0 at the stream's end.
@@ -346,6 +429,10 @@ impl Input {
             self.bytes.copy_within(self.start..self.end, 0);
             self.end -= self.start;
             self.start = 0;
+        }
+        if self.end == self.bytes.len() && self.end < INPUT {
+            // Few requests at a time never need much of it.
+            self.bytes.resize((self.end * 64).min(INPUT), 0);
         }
         self.bytes.get_mut(self.end..).unwrap_or_default()
     }
