@@ -16,6 +16,7 @@ const MANY: usize = 1000;
 const ALLOWED: u64 = 64 << 20;
 const SIZE: u64 = 4 * MIB;
 const BLOCK: usize = 4 << 10;
+const BLOCKS: usize = (4 << 20) / BLOCK;
 
 /// Starts a gateway with so many exports.
 fn gateway(coffer: &Coffer, exports: usize) -> Running {
@@ -33,7 +34,7 @@ fn client(coffer: &Coffer, export: usize) -> UnixStream {
     let mut stream = UnixStream::connect(coffer.path("nbd.sock")).unwrap();
     let mut bytes = 3u32.to_be_bytes().to_vec();
     bytes.extend(encode_option(option::GO, &Go { name: format!("e{export}"), infos: Vec::new() }.encode()));
-    let offset = (export % (SIZE as usize / BLOCK) * BLOCK) as u64;
+    let offset = (export % BLOCKS * BLOCK) as u64;
     let read = Request { flags: 0, command: command::READ, cookie: 1, offset, length: BLOCK as u64 };
     read.encode(Framing::Simple, &mut bytes).unwrap();
     stream.write_all(&bytes).unwrap();
