@@ -23,7 +23,7 @@ fn a_configuration_that_cannot_be_meant_is_wrong_use() {
         ("--config", &["serve", "--check"]),
         ("cannot be used with", &["serve", "--config", "right.toml", "nbd", "--listen", "unix:s", "web@latest"]),
         ("WORKLOAD@latest", &["export", "add", "x=web@noon"]),
-        ("not a network", &["export", "add", "web@latest", "--allow", "everybody"]),
+        ("neither a network", &["export", "add", "web@latest", "--allow", "everybody"]),
         ("limits nothing", &["export", "add", "web@latest", "--limit", "/"]),
     ] {
         stage.fails(2, says, arguments);
