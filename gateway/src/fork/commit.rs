@@ -87,11 +87,8 @@ impl<'a> Commit<'a> {
         frozen.layers.iter().try_for_each(|layer| layer.flush())?;
         let (window, name) = (fork.repo.geometry().window, fork.header().disk);
         for disk in &ledger.snapshot.disks {
-            let spec = DiskSpec {
-                name: disk.name.clone(),
-                block_size: disk.block_size,
-                platform: disk.platform.clone(),
-            };
+            let spec =
+                DiskSpec { name: disk.name.clone(), block_size: disk.block_size, platform: disk.platform.clone() };
             if disk.name == name {
                 let layers = has_parent.then_some(frozen.layers.as_slice());
                 writer.disk(spec, &FrozenWindows::new(&*frozen.device, layers, window), cancel)?;

@@ -85,8 +85,7 @@ impl ForkHeader {
         for value in map.list("keys")? {
             let Value::Map(map) = value else { return Err(Error::corrupt("a fork's key is not a map")) };
             let last = keys.last_key_value().map_or(0, |(last, _)| *last);
-            // Those of forks that never had another layer were not always numbered.
-            let number = map.opt_uint("generation")?.unwrap_or(1);
+            let number = map.uint("generation")?;
             if number <= last {
                 return Err(Error::corrupt("a fork's layers are out of order"));
             }

@@ -278,10 +278,15 @@ impl BlockDevice for Layer {
 
     /// What the layer zeroed it holds by itself, as QEMU has it of its own images.
     fn depths(&self, range: Range<u64>, max: usize) -> Result<Vec<(Range<u64>, u32)>> {
-        self.stretches(range, max, |_| 1, |part, max| {
-            let deeper = |depth| if depth == 0 { 0 } else { depth + 1 };
-            Ok(self.base().depths(part, max)?.into_iter().map(|(range, depth)| (range, deeper(depth))).collect())
-        })
+        self.stretches(
+            range,
+            max,
+            |_| 1,
+            |part, max| {
+                let deeper = |depth| if depth == 0 { 0 } else { depth + 1 };
+                Ok(self.base().depths(part, max)?.into_iter().map(|(range, depth)| (range, deeper(depth))).collect())
+            },
+        )
     }
 
     fn prefetch(&self, range: Range<u64>) {

@@ -49,9 +49,11 @@ impl<'a> FrozenWindows<'a> {
                     }
                 }
             }
-            at = extents.last().map(|last| last.range.end).filter(|end| *end > at).ok_or_else(|| {
-                Error::internal("a device has no extents")
-            })?;
+            at = extents
+                .last()
+                .map(|last| last.range.end)
+                .filter(|end| *end > at)
+                .ok_or_else(|| Error::internal("a device has no extents"))?;
         }
         window.unreadable = unreadable;
         Ok(has_more)

@@ -108,11 +108,7 @@ impl Rig {
     /// Another layer on top, as a commit begins. Nothing is flushed for it.
     pub(crate) fn freeze(&mut self, stack: &Stack) -> Result<()> {
         let new = || Lossy::new(&self.plant);
-        let floor = Floor {
-            data: new(),
-            journals: [new(), new()],
-            key: Arc::new(ForkKey::generate(&System).unwrap()),
-        };
+        let floor = Floor { data: new(), journals: [new(), new()], key: Arc::new(ForkKey::generate(&System).unwrap()) };
         Layer::create(&floor.media(), &floor.key, stack.size(), self.boot_id(), &System)?;
         let layer = Layer::open(stack.top(), floor.media(), &floor.key, self.boot_id(), Arc::new(System))?;
         // The header names it from here on.
