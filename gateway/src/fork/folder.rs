@@ -347,7 +347,7 @@ pub(super) fn make_layer(
 pub(super) fn draft_header(fork: &Path, header: &ForkHeader) -> Result<()> {
     let path = fork.join(NEW_HEADER);
     match fs::remove_file(&path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(&path, e)),
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(failed(&path, e)),
         _ => write_header(&path, header),
     }
 }
