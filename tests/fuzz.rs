@@ -515,7 +515,8 @@ fn fork_header() -> Vec<u8> {
         block_size: 512,
         created: time,
         pin: claim(2),
-        keys: vec![key.clone(), key],
+        ending: Some(claim(3)),
+        keys: [(2, key.clone()), (3, key)].into(),
     };
     header.encode().unwrap()
 }

@@ -1,5 +1,5 @@
 //! A fork is served, written to, and its server killed; what was flushed, and what was only acknowledged, is there again. Its point
-//! is forgotten and collected around it; dropping the fork lets it go.
+//! is forgotten and collected around it; dropping the fork lets it go. Another is committed, and goes on from there.
 
 use coffer_tests::coffer::Coffer;
 use coffer_tests::image::{self, MIB};
@@ -63,4 +63,68 @@ fn a_fork_outlives_its_server_and_its_points_forget() {
 
 fn read(path: &Path) -> Vec<u8> {
     std::fs::read(path).unwrap()
+}
+
+/// What a point's disk holds.
+fn restored(coffer: &Coffer, point: &str) -> Vec<u8> {
+    let _ = std::fs::remove_file(coffer.path("restored.raw"));
+    coffer.run(&["restore", point, "--to", "restored.raw"]);
+    read(&coffer.path("restored.raw"))
+}
+
+#[test]
+fn a_fork_is_committed_and_goes_on_from_there() {
+    let coffer = Coffer::new();
+    // Two windows and a bit, so that there is something that a commit need not read.
+    let size = 40 * MIB;
+    image::make(&coffer.path("disk.raw"), size, &[0..size], 20_302);
+    coffer.run(&["backup", "-w", "web", "vda=disk.raw"]);
+    let origin = coffer.snapshots()[0]["id"].as_str().unwrap().to_owned();
+    coffer.run(&["fork", "create", "lab", "web@latest"]);
+    let serve = ["serve", "nbd", "--listen", "unix:nbd.sock", "lab=fork:lab"];
+    let mut expected = read(&coffer.path("disk.raw"));
+    let before = expected.clone();
+
+    let server = coffer.start(&serve, "listening on");
+    io(&coffer, &["write -P 0x5a 1M 64k", "write -P 0x5b 12800 512", "write -z 4M 1M"]);
+    coffer.fails(&["fork", "commit", "lab"], &["lab", "open in another process", "coffer serve"]);
+    let map = run(coffer.outside("nbdinfo").args(["--map=qemu:allocation-depth", URI]));
+    let lines: Vec<Vec<&str>> = map.lines().take(3).map(|l| l.split_whitespace().take(3).collect()).collect();
+    assert_eq!(lines, [["0", "12288", "2"], ["12288", "4096", "1"], ["16384", "1032192", "2"]], "{map}");
+    assert!(server.terminate().status.success());
+    let _ = std::fs::remove_file(coffer.path("nbd.sock"));
+    expected[1 << 20..][..64 << 10].fill(0x5a);
+    expected[12800..][..512].fill(0x5b);
+    expected[4 << 20..][..1 << 20].fill(0);
+
+    let made = coffer.json(&["fork", "commit", "lab", "--tag", "tried"]);
+    let first = made["snapshot"]["id"].as_str().unwrap().to_owned();
+    assert_eq!(
+        (made["snapshot"]["workload"].as_str(), made["snapshot"]["tags"][0].as_str()),
+        (Some("web"), Some("tried"))
+    );
+    // One window was touched: it alone is read, and little of it is new.
+    assert_eq!(made["read"], 16 * MIB, "{made}");
+    assert!(made["new_bytes"].as_u64().unwrap() < 2 * MIB, "{made}");
+    assert!(restored(&coffer, &first) == expected);
+    assert!(restored(&coffer, &origin) == before, "the point before is as it was");
+
+    let again = coffer.json(&["fork", "commit", "lab"]);
+    assert_eq!((&again["read"], &again["new_bytes"]), (&0.into(), &0.into()), "nothing was written: {again}");
+
+    let server = coffer.start(&serve, "listening on");
+    io(&coffer, &["read -P 0x5a 1M 64k", "write -P 0x5c 39M 4k", "flush"]);
+    server.kill();
+    let _ = std::fs::remove_file(coffer.path("nbd.sock"));
+    expected[39 << 20..][..4 << 10].fill(0x5c);
+    coffer.run(&["fork", "commit", "lab"]);
+    assert!(restored(&coffer, "web@latest") == expected);
+    assert_eq!(coffer.snapshots().len(), 4);
+
+    // What is behind the last one may go; the fork and its point stay whole.
+    coffer.run(&["fork", "drop", "lab"]);
+    coffer.run(&["forget", &origin, &first]);
+    coffer.run(&["gc"]);
+    assert!(restored(&coffer, "web@latest") == expected);
+    coffer.run(&["verify", "--data", "all"]);
 }

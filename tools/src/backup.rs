@@ -26,7 +26,7 @@ use tempfile::TempDir;
 const SAMPLED_PLACES: usize = 16;
 
 /// How often a backup is made that a collector overtakes: what it relied on is gone then, and the next time it is not relied on.
-const ATTEMPTS: u32 = 3;
+pub(crate) const ATTEMPTS: u32 = 3;
 
 /// By how much a point may lie ahead of the clock before that is worth a word.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
@@ -97,7 +97,7 @@ impl Arguments {
         let (report, progress) = loop {
             attempts_left -= 1;
             let plan = self.plan(context.points(&repo)?);
-            let now = time_after(plan.parent.as_ref(), environment::now()?, &context.terminal)?;
+            let now = time_after(plan.parent.as_ref().map(Snapshot::time), environment::now()?, &context.terminal)?;
             let backup = Backup::begin(&repo, &index, plan, now, &cancel)?;
             let (progress, total) = (backup.progress(), backup.size()?);
             let sample = || sample(&progress, total);
@@ -150,10 +150,14 @@ impl Arguments {
     }
 }
 
-/// The time of the new point: now, but after the point it follows, so that the later one is always the latest, also of two in
+/// The time of a new point: now, but after the point it follows, so that the later one is always the latest, also of two in
 /// one second or after the clock was set back.
-fn time_after(parent: Option<&Snapshot>, now: Timestamp, terminal: &Terminal) -> coffer_repo::Result<Timestamp> {
-    let Some(last) = parent.map(Snapshot::time).filter(|last| *last >= now) else { return Ok(now) };
+pub(crate) fn time_after(
+    parent: Option<Timestamp>,
+    now: Timestamp,
+    terminal: &Terminal,
+) -> coffer_repo::Result<Timestamp> {
+    let Some(last) = parent.filter(|last| *last >= now) else { return Ok(now) };
     if last.seconds() - now.seconds() > CLOCK_TOLERANCE.as_secs() {
         terminal.warn(format_args!(
             "the point before is of {last}, and the clock says {now}; the new one is dated after it"
@@ -173,7 +177,7 @@ fn private_index(context: &Context, repo: &Repository) -> Result<(Arc<Index>, Te
     Ok((Arc::new(index), scratch))
 }
 
-fn sample(progress: &Progress, total: Option<u64>) -> Sample {
+pub(crate) fn sample(progress: &Progress, total: Option<u64>) -> Sample {
     let (done, new) = (load(&progress.done), load(&progress.new_raw));
     // The last window of a disk counts as a whole one.
     let done = total.map_or(done, |total| done.min(total));
@@ -185,15 +189,15 @@ fn load(counter: &AtomicU64) -> u64 {
 }
 
 /// What is said of a backup that was made.
-struct Summary<'a> {
-    report: &'a BackupReport,
-    progress: &'a Progress,
-    took: Duration,
-    is_dry: bool,
+pub(crate) struct Summary<'a> {
+    pub(crate) report: &'a BackupReport,
+    pub(crate) progress: &'a Progress,
+    pub(crate) took: Duration,
+    pub(crate) is_dry: bool,
 }
 
 impl Summary<'_> {
-    fn object(&self) -> Value {
+    pub(crate) fn object(&self) -> Value {
         let Progress { read, zero, reused, .. } = self.progress;
         let mut snapshot = output::snapshot(&self.report.snapshot);
         if self.is_dry {
@@ -216,7 +220,7 @@ impl Summary<'_> {
         })
     }
 
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let Progress { read, zero, reused, .. } = self.progress;
         let snapshot = &self.report.snapshot;
         let point = format!("{}@{}", snapshot.workload, snapshot.time());
@@ -246,28 +250,13 @@ impl Summary<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use coffer_repo::id::{SnapshotId, WorkloadTag};
-    use coffer_repo::snapshot::{ClaimName, ClaimStats, Identity};
-
-    fn point(seconds: u64) -> Snapshot {
-        let time = Timestamp::from_seconds(seconds).unwrap();
-        Snapshot {
-            name: ClaimName { tag: WorkloadTag::default(), time, id: SnapshotId::default() },
-            workload: "web".to_owned(),
-            tags: Vec::new(),
-            identity: Identity::default(),
-            parents: Vec::new(),
-            disks: Vec::new(),
-            stats: ClaimStats::default(),
-        }
-    }
 
     #[test]
     fn a_point_is_dated_after_the_one_it_follows() {
         let terminal = Terminal::new(true);
         let after = |parent: Option<u64>, now| {
-            let parent = parent.map(point);
-            time_after(parent.as_ref(), Timestamp::from_seconds(now).unwrap(), &terminal).unwrap().seconds()
+            let at = |seconds| Timestamp::from_seconds(seconds).unwrap();
+            time_after(parent.map(at), at(now), &terminal).unwrap().seconds()
         };
         assert_eq!(after(None, 1000), 1000);
         assert_eq!(after(Some(999), 1000), 1000);

@@ -1,17 +1,26 @@
 //! `coffer fork`: writable copies of disks of points, on this machine.
 
+use crate::backup::{ATTEMPTS, Summary, sample, time_after};
 use crate::context::{Context, choose_disk, entropy};
 use crate::environment;
 use crate::exit::Result;
 use crate::output::{self, size};
+use crate::signal;
+use crate::terminal::Unit;
 use clap::Subcommand;
 use coffer_gateway::Export;
-use coffer_gateway::fork::{Fork, ForkHeader, ForkName, Forks, ListedFork};
+use coffer_gateway::fork::{CommitPlan, Fork, ForkHeader, ForkName, Forks, ListedFork};
+use coffer_mover::backup::BackupReport;
+use coffer_repo::Kind;
 use coffer_repo::point::PointName;
-use coffer_repo::reader::Reader;
+use coffer_repo::reader::{Reader, ReaderOptions};
 use coffer_repo::repository::Repository;
+use coffer_repo::snapshot::Snapshot;
+use coffer_repo::writer::{Progress, WriterOptions};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Make writable copies of disks, which take space only for what is written to them
 #[derive(Debug, clap::Args)]
@@ -24,6 +33,7 @@ pub(crate) struct Arguments {
 enum Command {
     Create(Create),
     List(List),
+    Commit(Commit),
     Drop(Drop),
 }
 
@@ -42,6 +52,17 @@ struct Create {
 #[derive(Debug, clap::Args)]
 struct List {}
 
+/// Make a point of what a fork is now, and have the fork go on from there
+#[derive(Debug, clap::Args)]
+struct Commit {
+    /// Which one
+    name: ForkName,
+
+    /// A word to remember the point by, or several with commas between them; may be repeated
+    #[arg(long = "tag", value_name = "TAG[,TAG..]", value_delimiter = ',')]
+    tags: Vec<String>,
+}
+
 /// Drop forks: what was written to them is gone, and their points are no longer held
 #[derive(Debug, clap::Args)]
 struct Drop {
@@ -55,6 +76,7 @@ impl Arguments {
         match &self.command {
             Command::Create(create) => create.run(context),
             Command::List(list) => list.run(context),
+            Command::Commit(commit) => commit.run(context),
             Command::Drop(drop) => drop.run(context),
         }
     }
@@ -99,6 +121,70 @@ impl List {
     }
 }
 
+impl Commit {
+    fn run(&self, context: &Context) -> Result<()> {
+        let repo = context.open()?;
+        let reader = context.reader(&repo, ReaderOptions::default())?;
+        // Before the index is read in vain.
+        let fork = open(context, &repo, &reader, &self.name)?;
+        let committed = commit(context, &repo, &fork, &self.tags)?;
+        fork.close()?;
+        committed.print(context)
+    }
+}
+
+/// A commit that was made.
+pub(crate) struct Committed {
+    report: BackupReport,
+    progress: Arc<Progress>,
+    took: Duration,
+}
+
+impl Committed {
+    fn summary(&self) -> Summary<'_> {
+        Summary { report: &self.report, progress: &self.progress, took: self.took, is_dry: false }
+    }
+
+    /// Prints it as a backup's.
+    pub(crate) fn print(&self, context: &Context) -> Result<()> {
+        context.print(self.summary().object(), &self.summary().text())
+    }
+}
+
+/// Commits an open fork, in use or not. One that a collector overtakes is made once more.
+pub(crate) fn commit(context: &Context, repo: &Arc<Repository>, fork: &Fork, tags: &[String]) -> Result<Committed> {
+    let cancel = signal::cancel(&context.terminal)?;
+    let index = context.index(repo)?;
+    let began = Instant::now();
+    let mut attempts_left = ATTEMPTS;
+    loop {
+        attempts_left -= 1;
+        let (workload, origin) = (fork.header().workload, fork.header().point.time);
+        let points = context.points(repo)?;
+        let last = points.iter().filter(|point| point.workload == workload).map(Snapshot::time).max();
+        let plan = CommitPlan {
+            tags: tags.to_vec(),
+            identity: environment::identity(),
+            time: time_after(last.max(Some(origin)), environment::now()?, &context.terminal)?,
+            writer: WriterOptions::default(),
+        };
+        let commit = coffer_gateway::fork::Commit::begin(fork, &index, plan)?;
+        let (progress, total) = (commit.progress(), Some(commit.size()));
+        let sample = || sample(&progress, total);
+        match context.terminal.during("committing", Unit::Bytes, &sample, || commit.run(&cancel)) {
+            Ok(snapshot) => {
+                let report = BackupReport { snapshot, unreadable: BTreeMap::new(), warnings: Vec::new() };
+                return Ok(Committed { report, progress, took: began.elapsed() });
+            }
+            Err(e) if e.kind() == Kind::Overtaken && attempts_left > 0 => {
+                context.terminal.notice(format_args!("{}: it is made once more", crate::exit::describe(&e)));
+                context.learn(repo, &index)?;
+            }
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
 impl Drop {
     fn run(&self, context: &Context) -> Result<()> {
         let repo = context.open()?;
@@ -114,12 +200,12 @@ impl Drop {
 
 /// Opens a fork to be served.
 pub(crate) fn open(context: &Context, repo: &Arc<Repository>, reader: &Arc<Reader>, name: &ForkName) -> Result<Fork> {
-    Ok(forks(context, repo)?.open(repo, reader, name, environment::boot()?, entropy())?)
+    Ok(forks(context, repo)?.open(repo, reader, name, environment::boot()?, environment::now()?, entropy())?)
 }
 
 /// A fork as an export.
 pub(crate) fn export(called: &str, name: &ForkName, fork: Arc<Fork>) -> Export {
-    let description = format!("fork {name} of {}", origin(fork.header()));
+    let description = format!("fork {name} of {}", origin(&fork.header()));
     Export { description, ..Export::new(called.to_owned(), fork) }
 }
 

@@ -1,19 +1,22 @@
 //! Forks in a folder: made, listed, opened, dropped.
 //!
 //! ```text
-//!   <folder>/<NAME>/fork               what it is (super::header)
+//!   <folder>/<NAME>/fork               what it is (super::header); fork.new while another takes its place
 //!                   lock               held by the one process that has it open
-//!                   1/data journal-a journal-b     its layer; commits in use will stack further ones
+//!                   1/data journal-a journal-b     its layer; commits stack further ones for as long as they run
 //!   <folder>/.<NAME>.<random>          one that is being made or dropped, or that a crash left so: cleared away by the next
 //! ```
-//! Not here: blocks. What holds: a fork's pin is put before its folder appears and ended after it disappeared, so that a fork that is
-//! seen is held; folders appear and disappear by one rename, durably; the pin of a fork ends by dropping it and by nothing else.
+//! Not here: blocks, and forks that are open ([`super::opened`]). What holds: a fork's pin is put before its folder appears and ended
+//! after it disappeared, so that a fork that is seen is held; folders appear and disappear by one rename, durably; the pin of a fork
+//! ends by dropping it or by a commit that has put another. What lies in its folder counts only if its file `fork` names it.
 
 use super::BootId;
 use super::header::ForkHeader;
 use super::layer::{Layer, Media};
 use super::medium::FileMedium;
-use crate::device::{BlockDevice, Durability, Extent, Zeroing};
+use super::opened::{Fork, Ledger};
+use super::stack::Stack;
+use crate::device::BlockDevice;
 use crate::{Error, Kind, Result, SnapshotDevice};
 use coffer_repo::catalog::Pin;
 use coffer_repo::entropy::{Entropy, fresh};
@@ -25,17 +28,18 @@ use coffer_repo::snapshot::{Disk, Identity, Snapshot};
 use coffer_repo::time::Timestamp;
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::Write;
-use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 const HEADER: &str = "fork";
+const NEW_HEADER: &str = "fork.new";
 const LOCK: &str = "lock";
 /// The longest name, in bytes.
 const MAX_NAME: usize = 64;
@@ -82,13 +86,6 @@ pub struct ListedFork {
     pub is_open: bool,
 }
 
-/// A fork that this process has open: a device that can be written.
-pub struct Fork {
-    header: ForkHeader,
-    layer: Layer,
-    _lock: File,
-}
-
 impl Forks {
     /// Those below `folder`, which need not exist yet.
     #[must_use]
@@ -129,12 +126,13 @@ impl Forks {
             block_size: disk.block_size,
             created: now,
             pin,
-            keys: Vec::new(),
+            ending: None,
+            keys: BTreeMap::new(),
         };
         let draft = self.hidden(name, repo.entropy());
         let made = draft.as_deref().map_err(Error::duplicate).and_then(|draft| {
             let key = ForkKey::generate(repo.entropy())?;
-            header.keys.push(repo.wrap_fork_key(&key, &header.binding(1)?)?);
+            header.keys.insert(1, repo.wrap_fork_key(&key, &header.binding(1)?)?);
             // Held until it has its name, so that nobody clears it away.
             let _lock = self.build(draft, &header, &key, boot, repo.entropy())?;
             rename(draft, &self.path(name)).map_err(|e| match e {
@@ -162,20 +160,11 @@ impl Forks {
         boot: BootId,
         entropy: &dyn Entropy,
     ) -> Result<File> {
-        let layer = draft.join("1");
-        for folder in [draft, &layer] {
-            DirBuilder::new().mode(0o700).create(folder).map_err(|e| failed(folder, e))?;
-        }
+        DirBuilder::new().mode(0o700).create(draft).map_err(|e| failed(draft, e))?;
         let lock = lock(draft)?.ok_or_else(|| Error::internal("a new fork is locked"))?;
-        let path = draft.join(HEADER);
-        let bytes = header.encode()?;
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
-        file.and_then(|mut file| file.write_all(&bytes).and_then(|()| file.sync_all()))
-            .map_err(|e| failed(&path, e))?;
-        Layer::create(&media(&layer, FileMedium::create)?, key, header.size, boot, entropy)?;
-        for folder in [&layer, draft] {
-            sync_folder(folder)?;
-        }
+        write_header(&draft.join(HEADER), header)?;
+        make_layer(&layer_folder(draft, 1), key, header.size, boot, entropy)?;
+        sync_folder(draft)?;
         Ok(lock)
     }
 
@@ -203,6 +192,7 @@ impl Forks {
         reader: &Arc<Reader>,
         name: &ForkName,
         boot: BootId,
+        now: Timestamp,
         entropy: Arc<dyn Entropy>,
     ) -> Result<Fork> {
         let within = |e: Error| e.within(format_args!("fork '{name}'"));
@@ -219,18 +209,44 @@ impl Forks {
             )),
             _ => within(e),
         })?;
-        let [wrapped] = header.keys.as_slice() else {
-            let why = "it has several layers, which this version does not know";
-            return Err(within(Error::new(Kind::Unsupported, why)));
-        };
-        let key = repo.open_fork_key(wrapped, &header.binding(1)?).map_err(within)?;
         let base = Arc::new(SnapshotDevice::new(reader.disk(&snapshot, &header.disk)?, None));
         if (base.size(), base.block_size()) != (header.size, header.block_size) {
             return Err(within(Error::corrupt("its disk is not the one that it was made from")));
         }
-        let media = media(&self.path(name).join("1"), FileMedium::open).map_err(within)?;
-        let layer = Layer::open(base, media, &key, boot, entropy).map_err(within)?;
-        Ok(Fork { header, layer, _lock: lock })
+        let mut layers: Vec<Arc<Layer>> = Vec::new();
+        let mut keys = BTreeMap::new();
+        let folder = self.path(name);
+        for (number, wrapped) in &header.keys {
+            let key = repo.open_fork_key(wrapped, &header.binding(*number)?).map_err(within)?;
+            let below: Arc<dyn BlockDevice> = match layers.last() {
+                Some(layer) => Arc::clone(layer) as _,
+                None => Arc::clone(&base) as _,
+            };
+            let media = media(&layer_folder(&folder, *number), FileMedium::open).map_err(within)?;
+            layers.push(Arc::new(Layer::open(below, media, &key, boot, Arc::clone(&entropy)).map_err(within)?));
+            keys.insert(*number, Arc::new(key));
+        }
+        // Only now: its keys have shown that the header is what was written.
+        clear_unnamed(&folder, &header)?;
+        if let Some(pin) = header.ending {
+            // As good as can be: it stays named until it was.
+            let _ = repo.forget(pin, now);
+        }
+        let top = layers.pop().ok_or_else(|| within(Error::corrupt("it has no layer")))?;
+        let next = header.keys.last_key_value().map_or(1, |(last, _)| last + 1);
+        let ledger = Ledger { keys, next, snapshot, base };
+        let (repo, reader) = (Arc::clone(repo), Arc::clone(reader));
+        Ok(Fork {
+            folder,
+            repo,
+            reader,
+            boot,
+            entropy,
+            stack: Stack::new(layers, top),
+            header: Mutex::new(header),
+            ledger: Mutex::new(ledger),
+            _lock: lock,
+        })
     }
 
     /// Drops a fork: its writes are gone, and its point may go. `Locked` while it is open somewhere.
@@ -243,7 +259,7 @@ impl Forks {
         let gone = self.hidden(name, repo.entropy())?;
         rename(&self.path(name), &gone).map_err(|e| failed(&self.path(name), e.into()))?;
         sync_folder(&self.folder)?;
-        repo.forget(header.pin, now)?;
+        end_pins(repo, &header, now)?;
         fs::remove_dir_all(&gone).map_err(|e| failed(&gone, e))
     }
 
@@ -254,7 +270,7 @@ impl Forks {
             // One that somebody else is about to make or to drop is locked.
             let Some(_lock) = lock(&path)? else { continue };
             match read_header(&path) {
-                Ok(header) if header.repo == repo.keys().repo() => repo.forget(header.pin, now)?,
+                Ok(header) if header.repo == repo.keys().repo() => end_pins(repo, &header, now)?,
                 Ok(_) => continue,
                 // It never came to have one.
                 Err(_) => {}
@@ -276,7 +292,7 @@ impl Forks {
             }
         };
         let lock = lock.ok_or_else(|| {
-            let why = "end the process that serves it, or serve it through several doors of that one";
+            let why = "end the 'coffer serve' that serves it, or use it through the doors of that one";
             Error::new(Kind::Locked, format!("fork '{name}' is open in another process; {why}"))
         })?;
         let header = read_header(&path).map_err(|e| e.within(format_args!("fork '{name}'")))?;
@@ -302,67 +318,63 @@ impl Forks {
     }
 }
 
-impl Fork {
-    /// What it is.
-    #[must_use]
-    pub fn header(&self) -> &ForkHeader {
-        &self.header
-    }
+/// Ends what holds a fork's points.
+fn end_pins(repo: &Repository, header: &ForkHeader, now: Timestamp) -> Result<()> {
+    header.ending.iter().chain([&header.pin]).try_for_each(|pin| repo.forget(*pin, now))
+}
 
-    /// Flushes it for the last time, and says whether that worked.
-    pub fn close(&self) -> Result<()> {
-        self.layer.close()
+/// Where the layer of this number lies.
+pub(super) fn layer_folder(fork: &Path, number: u64) -> PathBuf {
+    fork.join(number.to_string())
+}
+
+/// Makes an empty layer in a new folder, durably but for the folder's own name.
+pub(super) fn make_layer(
+    folder: &Path,
+    key: &ForkKey,
+    size: u64,
+    boot: BootId,
+    entropy: &dyn Entropy,
+) -> Result<Media> {
+    DirBuilder::new().mode(0o700).create(folder).map_err(|e| failed(folder, e))?;
+    let media = media(folder, FileMedium::create)?;
+    Layer::create(&media, key, size, boot, entropy)?;
+    sync_folder(folder)?;
+    Ok(media)
+}
+
+/// Writes a header to be, durably but for its name. What is in the way was left by a crash.
+pub(super) fn draft_header(fork: &Path, header: &ForkHeader) -> Result<()> {
+    let path = fork.join(NEW_HEADER);
+    match fs::remove_file(&path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(failed(&path, e)),
+        _ => write_header(&path, header),
     }
 }
 
-impl BlockDevice for Fork {
-    fn size(&self) -> u64 {
-        self.layer.size()
-    }
+/// Has the header that was drafted take the place of the one before. After an error either may be the one that counts.
+pub(super) fn place_header(fork: &Path) -> Result<()> {
+    let path = fork.join(HEADER);
+    fs::rename(fork.join(NEW_HEADER), &path).map_err(|e| failed(&path, e))?;
+    sync_folder(fork)
+}
 
-    fn block_size(&self) -> u32 {
-        self.layer.block_size()
-    }
+fn write_header(path: &Path, header: &ForkHeader) -> Result<()> {
+    let bytes = header.encode()?;
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    file.and_then(|mut file| file.write_all(&bytes).and_then(|()| file.sync_all())).map_err(|e| failed(path, e))
+}
 
-    fn is_read_only(&self) -> bool {
-        false
+/// Removes layers that the header does not name: a crash left them half made, or not yet removed.
+fn clear_unnamed(fork: &Path, header: &ForkHeader) -> Result<()> {
+    for entry in fs::read_dir(fork).map_err(|e| failed(fork, e))? {
+        let entry = entry.map_err(|e| failed(fork, e))?;
+        let number = entry.file_name().to_str().and_then(|name| name.parse::<u64>().ok());
+        if number.is_some_and(|number| !header.keys.contains_key(&number)) {
+            fs::remove_dir_all(entry.path()).map_err(|e| failed(&entry.path(), e))?;
+        }
     }
-
-    fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<()> {
-        self.layer.read_at(offset, out)
-    }
-
-    fn try_read_at(&self, offset: u64, out: &mut [u8]) -> Result<bool> {
-        self.layer.try_read_at(offset, out)
-    }
-
-    fn extents(&self, range: Range<u64>, max: usize) -> Result<Vec<Extent>> {
-        self.layer.extents(range, max)
-    }
-
-    fn prefetch(&self, range: Range<u64>) {
-        self.layer.prefetch(range);
-    }
-
-    fn write_at(&self, offset: u64, bytes: &[u8], durability: Durability) -> Result<()> {
-        self.layer.write_at(offset, bytes, durability)
-    }
-
-    fn zero(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
-        self.layer.zero(range, how)
-    }
-
-    fn trim(&self, range: Range<u64>) -> Result<()> {
-        self.layer.trim(range)
-    }
-
-    fn flush(&self) -> Result<()> {
-        self.layer.flush()
-    }
-
-    fn compare_and_write(&self, offset: u64, expected: &[u8], new: &[u8]) -> Result<Option<usize>> {
-        self.layer.compare_and_write(offset, expected, new)
-    }
+    Ok(())
 }
 
 fn media(folder: &Path, open: impl Fn(&Path) -> Result<FileMedium>) -> Result<Media> {
@@ -414,7 +426,7 @@ fn rename(from: &Path, to: &Path) -> rustix::io::Result<()> {
     renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)
 }
 
-fn sync_folder(path: &Path) -> Result<()> {
+pub(super) fn sync_folder(path: &Path) -> Result<()> {
     File::open(path).and_then(|folder| folder.sync_all()).map_err(|e| failed(path, e))
 }
 

@@ -9,6 +9,7 @@ use coffer_repo::fork_key::WrappedForkKey;
 use coffer_repo::id::RepoId;
 use coffer_repo::snapshot::ClaimName;
 use coffer_repo::time::Timestamp;
+use std::collections::BTreeMap;
 
 const VERSION: u64 = 1;
 
@@ -31,14 +32,16 @@ pub struct ForkHeader {
     pub created: Timestamp,
     /// What holds the point for it.
     pub pin: ClaimName,
-    /// Keys of its layers, from the lowest; the number of the first is 1.
-    pub keys: Vec<WrappedForkKey>,
+    /// A pin that this one took the place of, and that may not have been ended yet.
+    pub ending: Option<ClaimName>,
+    /// Its layers by number, the lowest first, with their keys.
+    pub keys: BTreeMap<u64, WrappedForkKey>,
 }
 
 impl ForkHeader {
     /// Everything but the keys.
     fn core(&self) -> Map {
-        Map::new()
+        let core = Map::new()
             .with("v", VERSION)
             .with("repo", &self.repo.0)
             .with("point", self.point.to_string())
@@ -47,7 +50,11 @@ impl ForkHeader {
             .with("size", self.size)
             .with("block", self.block_size)
             .with("created", self.created.seconds())
-            .with("pin", self.pin.to_string())
+            .with("pin", self.pin.to_string());
+        match &self.ending {
+            Some(pin) => core.with("ending", pin.to_string()),
+            None => core,
+        }
     }
 
     /// What the key of a generation is sealed under.
@@ -57,7 +64,8 @@ impl ForkHeader {
 
     /// The file's bytes.
     pub fn encode(&self) -> Result<Vec<u8>> {
-        let keys: Vec<Value> = self.keys.iter().map(|key| key.to_map().into()).collect();
+        let key = |(number, key): (&u64, &WrappedForkKey)| key.to_map().with("generation", *number).into();
+        let keys: Vec<Value> = self.keys.iter().map(key).collect();
         self.core().with("keys", keys).encode()
     }
 
@@ -69,28 +77,33 @@ impl ForkHeader {
             let why = format!("a fork of version {version}, which this version does not know");
             return Err(Error::new(Kind::Unsupported, why));
         }
-        let claim = |key: &str| {
-            let name = map.text(key)?;
+        let claim = |name: &str| {
             let claim = ClaimName::parse(&format!("{name}/claim")).map(|(claim, _)| claim);
             claim.ok_or_else(|| Error::corrupt(format!("'{name}' is no claim")))
         };
-        let key = |value: &Value| match value {
-            Value::Map(map) => WrappedForkKey::from_map(map),
-            _ => Err(Error::corrupt("a fork's key is not a map")),
-        };
-        let keys: Vec<_> = map.list("keys")?.iter().map(key).collect::<Result<_>>()?;
+        let mut keys = BTreeMap::new();
+        for value in map.list("keys")? {
+            let Value::Map(map) = value else { return Err(Error::corrupt("a fork's key is not a map")) };
+            let last = keys.last_key_value().map_or(0, |(last, _)| *last);
+            let number = map.uint("generation")?;
+            if number <= last {
+                return Err(Error::corrupt("a fork's layers are out of order"));
+            }
+            keys.insert(number, WrappedForkKey::from_map(map)?);
+        }
         if keys.is_empty() {
             return Err(Error::corrupt("a fork without keys"));
         }
         Ok(ForkHeader {
             repo: RepoId(map.array_of("repo")?),
-            point: claim("point")?,
+            point: claim(map.text("point")?)?,
             workload: map.text("workload")?.to_owned(),
             disk: map.text("disk")?.to_owned(),
             size: map.uint("size")?,
             block_size: map.u32("block")?,
             created: Timestamp::from_seconds(map.uint("created")?)?,
-            pin: claim("pin")?,
+            pin: claim(map.text("pin")?)?,
+            ending: map.opt_text("ending")?.map(claim).transpose()?,
             keys,
         })
     }
@@ -113,8 +126,13 @@ mod tests {
             block_size: 512,
             created: time,
             pin: claim(2),
-            keys: vec![WrappedForkKey { recipient: RecipientId([4; 16]), sealed: vec![5; 80] }],
+            ending: Some(claim(3)),
+            keys: [(2, key()), (5, key())].into(),
         }
+    }
+
+    fn key() -> WrappedForkKey {
+        WrappedForkKey { recipient: RecipientId([4; 16]), sealed: vec![5; 80] }
     }
 
     #[test]
@@ -124,7 +142,11 @@ mod tests {
         for cut in 0..bytes.len() {
             assert!(ForkHeader::decode(&bytes[..cut]).is_err(), "{cut}");
         }
-        assert!(ForkHeader::decode(&ForkHeader { keys: vec![], ..sample() }.encode().unwrap()).is_err());
+        let simple = ForkHeader { ending: None, ..sample() };
+        assert_eq!(ForkHeader::decode(&simple.encode().unwrap()).unwrap(), simple);
+        for keys in [BTreeMap::new(), [(0, key())].into()] {
+            assert!(ForkHeader::decode(&ForkHeader { keys, ..sample() }.encode().unwrap()).is_err());
+        }
     }
 
     #[test]
@@ -133,7 +155,8 @@ mod tests {
         assert_ne!(binding, sample().binding(2).unwrap());
         let other = ForkHeader { disk: "vdb".into(), ..sample() };
         assert_ne!(binding, other.binding(1).unwrap());
-        let more = ForkHeader { keys: [sample().keys, sample().keys].concat(), ..sample() };
+        assert_ne!(binding, ForkHeader { ending: None, ..sample() }.binding(1).unwrap());
+        let more = ForkHeader { keys: [(1, key())].into(), ..sample() };
         assert_eq!(binding, more.binding(1).unwrap());
     }
 }

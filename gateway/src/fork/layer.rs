@@ -42,7 +42,7 @@ use coffer_repo::entropy::{Entropy, fresh};
 use coffer_repo::fork_key::ForkKey;
 use flush::{Dirty, Holes};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 const BLOCK_U64: u64 = BLOCK as u64;
 
@@ -57,7 +57,8 @@ pub struct Media {
 
 /// A writable layer.
 pub struct Layer {
-    base: Arc<dyn BlockDevice>,
+    /// Locked for as long as it takes to copy or exchange what is in it.
+    base: RwLock<Arc<dyn BlockDevice>>,
     size: u64,
     block_size: u32,
     data: Arc<dyn Medium>,
@@ -110,7 +111,7 @@ impl Layer {
             data.write_at(block * BLOCK_U64, sealed)?;
         }
         let layer = Layer {
-            base,
+            base: RwLock::new(base),
             size,
             block_size,
             data,
@@ -154,6 +155,43 @@ impl Layer {
     fn punch(&self, blocks: Option<Range<u64>>) -> Result<()> {
         let Some(blocks) = blocks else { return Ok(()) };
         self.data.punch(blocks.start * BLOCK_U64..blocks.end.min(self.map.blocks()) * BLOCK_U64)
+    }
+
+    /// Exchanges what is below for another device that holds the same, byte for byte. May be done while the layer is in use.
+    pub fn rebase(&self, base: Arc<dyn BlockDevice>) -> Result<()> {
+        if (base.size(), base.block_size()) != (self.size, self.block_size) {
+            return Err(Error::internal("a layer was to be put on a disk of another shape"));
+        }
+        let mut below = self.base.write().unwrap_or_else(PoisonError::into_inner);
+        // What was below ends without the lock: that may take I/O.
+        let old = std::mem::replace(&mut *below, base);
+        drop(below);
+        drop(old);
+        Ok(())
+    }
+
+    fn base(&self) -> Arc<dyn BlockDevice> {
+        Arc::clone(&self.base.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether anything in `range`, in bytes, is not as it is below.
+    #[must_use]
+    pub fn touches(&self, range: &Range<u64>) -> bool {
+        let end = range.end.div_ceil(BLOCK_U64).min(self.map.blocks());
+        let mut at = range.start / BLOCK_U64;
+        while at < end {
+            let (state, next) = self.state_from(at);
+            if state != State::Untouched {
+                return true;
+            }
+            at = next;
+        }
+        false
+    }
+
+    /// An error once the layer has failed.
+    pub(super) fn check(&self) -> Result<()> {
+        self.verdict.check()
     }
 
     /// Flushes, and says in the journal that this was the end: whatever is damaged from now on is found out.
@@ -231,47 +269,39 @@ impl BlockDevice for Layer {
     }
 
     fn extents(&self, range: Range<u64>, max: usize) -> Result<Vec<Extent>> {
-        check_range(self.size, range.start, range.end.saturating_sub(range.start))?;
-        let mut found: Vec<Extent> = Vec::new();
-        let mut at = range.start;
-        while at < range.end && found.len() <= max {
-            let block = at / BLOCK_U64;
-            let (state, end) = self.state_from(block);
-            let part = at..range.end.min(end.saturating_mul(BLOCK_U64));
-            let extents = match state {
-                State::Ours => vec![Extent { range: part, content: Content::Bytes }],
-                State::Zeroed => vec![Extent { range: part, content: Content::Zero }],
-                State::Untouched => self.base.extents(part, max)?,
-            };
-            let Some(last) = extents.last() else { break };
-            at = last.range.end;
-            for extent in extents {
-                match found.last_mut() {
-                    Some(last) if last.content == extent.content => last.range.end = extent.range.end,
-                    _ => found.push(extent),
-                }
-            }
-        }
-        // One more than asked for says where the last that counts ends.
-        found.truncate(max.max(1));
-        Ok(found)
+        let own = |state| if state == State::Ours { Content::Bytes } else { Content::Zero };
+        let found = self.stretches(range, max, own, |part, max| {
+            Ok(self.base().extents(part, max)?.into_iter().map(|extent| (extent.range, extent.content)).collect())
+        })?;
+        Ok(found.into_iter().map(|(range, content)| Extent { range, content }).collect())
+    }
+
+    /// What the layer zeroed it holds by itself, as QEMU has it of its own images.
+    fn depths(&self, range: Range<u64>, max: usize) -> Result<Vec<(Range<u64>, u32)>> {
+        self.stretches(
+            range,
+            max,
+            |_| 1,
+            |part, max| {
+                let deeper = |depth| if depth == 0 { 0 } else { depth + 1 };
+                Ok(self.base().depths(part, max)?.into_iter().map(|(range, depth)| (range, deeper(depth))).collect())
+            },
+        )
     }
 
     fn prefetch(&self, range: Range<u64>) {
         let untouched = range.start < range.end && self.state_from(range.start / BLOCK_U64).0 == State::Untouched;
         if untouched {
-            self.base.prefetch(range);
+            self.base().prefetch(range);
         }
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8], durability: Durability) -> Result<()> {
-        self.check_write(offset, bytes.len() as u64)?;
-        self.write(offset, bytes, durability)
+        self.settle_debt(self.write_owing(offset, bytes, durability)?)
     }
 
     fn zero(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
-        self.check_write(range.start, range.end.saturating_sub(range.start))?;
-        self.zero_range(range, how)
+        self.settle_debt(self.zero_owing(range, how)?)
     }
 
     fn trim(&self, range: Range<u64>) -> Result<()> {
@@ -293,7 +323,90 @@ impl BlockDevice for Layer {
     }
 }
 
+/// What a forced request waits for once its contents are in place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub(super) enum Debt {
+    Nothing,
+    Journal,
+    Data,
+}
+
 impl Layer {
+    /// As [`BlockDevice::write_at`], without the wait for a sync that a forced write ends with.
+    pub(super) fn write_owing(&self, offset: u64, bytes: &[u8], durability: Durability) -> Result<Debt> {
+        self.check_write(offset, bytes.len() as u64)?;
+        self.write(offset, bytes, durability)
+    }
+
+    /// As [`BlockDevice::zero`], likewise.
+    pub(super) fn zero_owing(&self, range: Range<u64>, how: Zeroing) -> Result<Debt> {
+        self.check_write(range.start, range.end.saturating_sub(range.start))?;
+        self.zero_range(range, how)
+    }
+
+    /// Waits for what a request still owes.
+    pub(super) fn settle_debt(&self, debt: Debt) -> Result<()> {
+        match debt {
+            Debt::Nothing => Ok(()),
+            Debt::Journal => self.round(false),
+            Debt::Data => self.round(true),
+        }
+    }
+
+    /// Has the base bring into memory what a write to `range`, in bytes, will read of it: untouched blocks that it covers in part,
+    /// or all of them for a comparison.
+    pub(super) fn warm(&self, range: &Range<u64>, is_compared: bool) -> Result<()> {
+        check_range(self.size, range.start, range.end.saturating_sub(range.start))?;
+        for segment in segments(range.start, small(range.end - range.start)) {
+            let blocks = match segment {
+                Segment::Part { block, .. } => block..block + 1,
+                Segment::Whole { region, blocks } if is_compared => {
+                    region * REGION + blocks.start..region * REGION + blocks.end
+                }
+                Segment::Whole { .. } => continue,
+            };
+            for block in blocks {
+                if self.map.look(block / REGION).state(block % REGION) == State::Untouched {
+                    self.read_base(block, &mut [0; BLOCK])?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Stretches of `range` that are alike, at most `max`: by their state where the layer has one, else as those below are.
+    fn stretches<T: Copy + PartialEq>(
+        &self,
+        range: Range<u64>,
+        max: usize,
+        own: impl Fn(State) -> T,
+        below: impl Fn(Range<u64>, usize) -> Result<Vec<(Range<u64>, T)>>,
+    ) -> Result<Vec<(Range<u64>, T)>> {
+        check_range(self.size, range.start, range.end.saturating_sub(range.start))?;
+        let mut found: Vec<(Range<u64>, T)> = Vec::new();
+        let mut at = range.start;
+        while at < range.end && found.len() <= max {
+            let (state, end) = self.state_from(at / BLOCK_U64);
+            let part = at..range.end.min(end.saturating_mul(BLOCK_U64));
+            let parts = match state {
+                State::Untouched => below(part, max)?,
+                state => vec![(part, own(state))],
+            };
+            let Some((last, _)) = parts.last() else { break };
+            at = last.end;
+            for (part, what) in parts {
+                match found.last_mut() {
+                    Some((last, of)) if *of == what => last.end = part.end,
+                    _ => found.push((part, what)),
+                }
+            }
+        }
+        // One more than asked for says where the last that counts ends.
+        found.truncate(max.max(1));
+        Ok(found)
+    }
+
     /// What a block is, and up to which one its followers are known to be the same.
     fn state_from(&self, block: u64) -> (State, u64) {
         let region = block / REGION;

@@ -1,27 +1,35 @@
 //! Forks: writable copies of disks of points.
 //!
 //! ```text
-//!   Forks (folder)  ->  Fork  ->  Layer  ->  base: a SnapshotDevice, or the layer below
-//!   create list open drop         journal, data, map     Medium: files, or the tests' lossy ones
+//!   Forks (folder)  ->  Fork (opened)  ->  Stack  ->  Layer  ->  base: a SnapshotDevice, or the layer below
+//!   create list open drop   freeze                      journal, data, map     Medium: files, or the tests' lossy ones
+//!                           Commit: what is frozen becomes a point, and that the fork's base
 //! ```
 //! Not here: doors, which take a fork as any other device. What holds: stated by [`layer`], per seam.
 
 mod block_map;
+pub mod commit;
 mod folder;
 mod header;
 mod journal;
 mod lanes;
 pub mod layer;
 pub mod medium;
+mod opened;
 mod range_locks;
 mod record;
 mod replay;
 mod rounds;
+pub mod stack;
+mod windows;
 
-pub use folder::{Fork, ForkName, Forks, ListedFork};
+pub use commit::{Commit, CommitPlan};
+pub use folder::{ForkName, Forks, ListedFork};
 pub use header::ForkHeader;
 pub use layer::{Layer, Media};
 pub use medium::{FileMedium, Medium};
+pub use opened::Fork;
+pub use stack::Stack;
 
 /// Which start of the machine this is: what was written and not synced survives within one. The kernel's
 /// `/proc/sys/kernel/random/boot_id`.

@@ -3,7 +3,8 @@
 use crate::chance::Chance;
 use crate::rig::contents;
 use coffer_gateway::fork::{BootId, Fork, ForkName, Forks};
-use coffer_gateway::{BlockDevice, Durability, Kind, Result};
+use coffer_gateway::{BlockDevice, Durability, Kind, Result, SnapshotDevice};
+use coffer_repo::backend::Backend;
 use coffer_repo::backend::memory::Memory;
 use coffer_repo::cancel::Cancel;
 use coffer_repo::chunker::{DiskParams, StreamParams};
@@ -22,7 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tempfile::TempDir;
 
-const WINDOW: usize = 1 << 20;
+pub(crate) const WINDOW: usize = 1 << 20;
 const BOOT: BootId = BootId([1; 16]);
 
 /// A disk image as a source.
@@ -42,24 +43,31 @@ impl WindowSource for Image<'_> {
 }
 
 /// A repository with a point, and a place for forks.
-struct Stage {
-    folder: TempDir,
-    repo: Arc<Repository>,
-    point: Snapshot,
-    bytes: Vec<u8>,
-    forks: Forks,
+pub(crate) struct Stage {
+    pub(crate) folder: TempDir,
+    pub(crate) memory: Arc<Memory>,
+    pub(crate) repo: Arc<Repository>,
+    pub(crate) index: Arc<Index>,
+    pub(crate) point: Snapshot,
+    /// Of the disk vda; there is another, vdb.
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) forks: Forks,
 }
 
-fn at(seconds: u64) -> Timestamp {
+pub(crate) fn credential() -> Credential {
+    Credential::Passphrase("test".to_owned().into())
+}
+
+pub(crate) fn at(seconds: u64) -> Timestamp {
     Timestamp::from_seconds(seconds).unwrap()
 }
 
-fn name(text: &str) -> ForkName {
+pub(crate) fn name(text: &str) -> ForkName {
     text.parse().unwrap()
 }
 
 impl Stage {
-    fn new() -> Stage {
+    pub(crate) fn new() -> Stage {
         let folder = tempfile::tempdir().unwrap();
         let slot = SlotOptions {
             label: "test".into(),
@@ -67,42 +75,54 @@ impl Stage {
             cost: PassphraseCost { memory_kib: 64, passes: 1, lanes: 1 },
         };
         let options = InitOptions {
-            credential: Credential::Passphrase("test".to_owned().into()),
+            credential: credential(),
             slot,
             disk: DiskParams { window: WINDOW as u64, ..DiskParams::default() },
             stream: StreamParams::default(),
             aead: Aead::preferred(),
             parity: false,
         };
-        let repo = Arc::new(Repository::init(Arc::new(Memory::default()), options, Arc::new(Seeded::new(1))).unwrap());
+        let memory = Arc::new(Memory::default());
+        let backend: Arc<dyn Backend> = memory.clone();
+        let repo = Arc::new(Repository::init(backend, options, Arc::new(Seeded::new(1))).unwrap());
         let index = Index::open(&folder.path().join("index"), repo.keys().repo(), IndexOptions::default()).unwrap();
+        let index = Arc::new(index);
         let bytes = Chance::new(1).bytes(3 << 20);
         let options = WriterOptions { workers: 1, ..WriterOptions::default() };
-        let begun = Writer::begin(&repo, &Arc::new(index), "web", None, Identity::default(), options, at(10));
+        let begun = Writer::begin(&repo, &index, "web", None, Identity::default(), options, at(10));
         let mut writer = begun.unwrap();
-        let spec = DiskSpec { name: "vda".into(), block_size: 512, platform: None };
-        writer.disk(spec, &Image(&bytes, AtomicUsize::new(0)), &Cancel::default()).unwrap();
+        let spec = |name: &str| DiskSpec { name: name.into(), block_size: 512, platform: None };
+        for (disk, bytes) in [("vda", &bytes[..]), ("vdb", &Chance::new(2).bytes(WINDOW + 5000))] {
+            writer.disk(spec(disk), &Image(bytes, AtomicUsize::new(0)), &Cancel::default()).unwrap();
+            writer.set_token(disk, format!("token of {disk}"));
+        }
         let point = writer.commit(Vec::new()).unwrap();
         let forks = Forks::new(folder.path().join("state/forks"));
-        Stage { folder, repo, point, bytes, forks }
+        Stage { folder, memory, repo, index, point, bytes, forks }
     }
 
-    fn create(&self, fork: &str) -> Result<()> {
+    pub(crate) fn create(&self, fork: &str) -> Result<()> {
         let identity = Identity::default();
         self.forks.create(&self.repo, &name(fork), &self.point, &self.point.disks[0], &identity, at(20), BOOT)?;
         Ok(())
     }
 
-    fn open(&self, fork: &str) -> Result<Fork> {
+    pub(crate) fn open(&self, fork: &str) -> Result<Fork> {
         let reader = Reader::new(Arc::clone(&self.repo), ReaderOptions::default())?;
-        self.forks.open(&self.repo, &reader, &name(fork), BOOT, Arc::new(System))
+        self.forks.open(&self.repo, &reader, &name(fork), BOOT, at(25), Arc::new(System))
     }
 
     /// Collects as if a year had passed; how many packs went.
-    fn collect(&self) -> u64 {
+    pub(crate) fn collect(&self) -> u64 {
         let options = CollectOptions::new(self.folder.path().to_owned(), Identity::default(), at(40_000_000));
         let report = collect(&self.repo, &options, &CollectProgress::default(), &Cancel::default()).unwrap();
         report.removed.packs
+    }
+
+    /// What a disk of a point holds.
+    pub(crate) fn restored(&self, point: &Snapshot, disk: &str) -> Vec<u8> {
+        let reader = Reader::new(Arc::clone(&self.repo), ReaderOptions::default()).unwrap();
+        contents(&SnapshotDevice::new(reader.disk(point, disk).unwrap(), None))
     }
 
     fn entries(&self) -> usize {

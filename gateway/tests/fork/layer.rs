@@ -421,3 +421,49 @@ fn a_huge_disk_costs_what_is_used_of_it() {
         .sum();
     assert!(taken < 8 * MIB, "{taken}");
 }
+
+#[test]
+fn depths_count_layers_from_the_top() {
+    let mut base = vec![7; 64 << 10];
+    base[32 << 10..48 << 10].fill(0);
+    let mut rig = Rig::new(&base, 1);
+    let stack = rig.try_open_stack().unwrap();
+    stack.write_at(0, &[1; 8192], Durability::Cached).unwrap();
+    stack.zero(16384..20480, UNMAP).unwrap();
+    rig.freeze(&stack).unwrap();
+    stack.write_at(4096, &[2; 4096], Durability::Cached).unwrap();
+    stack.write_at(40 << 10, &[3; 512], Durability::Cached).unwrap();
+    let all = stack.depths(0..64 << 10, 99).unwrap();
+    let k = |from: u64, to: u64, depth| (from << 10..to << 10, depth);
+    let due = [
+        k(0, 4, 2),
+        k(4, 8, 1),
+        k(8, 16, 3),
+        k(16, 20, 2),
+        k(20, 32, 3),
+        k(32, 40, 0),
+        k(40, 44, 1),
+        k(44, 48, 0),
+        k(48, 64, 3),
+    ];
+    assert_eq!(all, due);
+    assert_eq!(stack.depths(2048..64 << 10, 2).unwrap(), [(2048..4096, 2), k(4, 8, 1)]);
+    rig.settle(&stack, false).unwrap();
+    assert_eq!(stack.depths(0..16 << 10, 9).unwrap(), [k(0, 4, 2), k(4, 8, 1), k(8, 16, 2)]);
+}
+
+#[test]
+fn a_layer_that_failed_below_the_top_ends_writes_to_all() {
+    let mut rig = Rig::new(&[7; 64 << 10], 1);
+    let stack = rig.try_open_stack().unwrap();
+    stack.write_at(0, &[1; 4096], Durability::Cached).unwrap();
+    rig.freeze(&stack).unwrap();
+    rig.plant.fail_syncs(true);
+    assert!(stack.flush().is_err());
+    rig.plant.fail_syncs(false);
+    assert_eq!(stack.write_at(8192, &[2; 4096], Durability::Cached).unwrap_err().kind(), Kind::Unavailable);
+    assert!(stack.flush().is_err() && stack.check().is_err());
+    let mut bytes = [0; 4096];
+    stack.read_at(8192, &mut bytes).unwrap();
+    assert_eq!(bytes, [7; 4096]);
+}

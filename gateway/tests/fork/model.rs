@@ -1,11 +1,12 @@
-//! A layer against an array: random requests of all kinds, and everything that can end a process or a machine, at any moment.
+//! A stack of layers against an array: random requests of all kinds, layers that are frozen and settled as commits do it, and
+//! everything that can end a process or a machine, at any moment.
 //!
 //! After a kill everything acknowledged is there. After a power cut each sector holds what was flushed, or something that was
 //! written since; the request that was under way is there, or not, sector by sector; but compare-and-write as a whole.
 
 use crate::chance::{Chance, seeds};
 use crate::rig::{FORCED, KEEP, Rig, UNMAP, contents};
-use coffer_gateway::fork::Layer;
+use coffer_gateway::fork::Stack;
 use coffer_gateway::{BlockDevice, Content, Durability, Result};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -16,6 +17,8 @@ use std::thread::scope;
 const SECTOR: usize = 512;
 const SEEDS: u64 = 240;
 const STEPS: usize = 120;
+/// More layers than failed commits are likely to leave.
+const MAX_LAYERS: usize = 5;
 
 /// What a disk may hold.
 struct Model {
@@ -144,7 +147,7 @@ fn step(chance: &Chance, model: &Model) -> Step {
     }
 }
 
-fn run(layer: &Layer, model: &Model, step: &Step) -> Result<()> {
+fn run(layer: &Stack, model: &Model, step: &Step) -> Result<()> {
     match step {
         Step::Write(at, bytes, durability) => layer.write_at(*at as u64, bytes, *durability),
         Step::Zero(range, may_unmap, durability) => {
@@ -196,23 +199,30 @@ fn play(seed: u64) {
     }
     let mut rig = Rig::new(&base, seed);
     let mut model = Model::new(&base);
-    let mut layer = Some(rig.open());
+    let mut layer = Some(rig.try_open_stack().unwrap());
     for _ in 0..STEPS {
         let step = step(&chance, &model);
         let is_doomed = chance.below(12) == 0;
         if is_doomed {
             rig.plant.cut_after(chance.below(12));
         }
-        let result = run(layer.as_ref().unwrap(), &model, &step);
-        if let Err(e) = &result {
-            assert!(rig.plant.is_out(), "{step:?}: {e:?}");
-        } else {
-            model.apply(&step);
+        let stack = layer.as_ref().unwrap();
+        let is_moved = match chance.below(16) {
+            0 if rig.layers() < MAX_LAYERS => Some(rig.freeze(stack)),
+            1 => Some(rig.settle(stack, is_doomed)),
+            _ => None,
+        };
+        let is_step = is_moved.is_none();
+        let result = is_moved.unwrap_or_else(|| run(stack, &model, &step));
+        match &result {
+            Err(e) => assert!(rig.plant.is_out(), "{step:?}: {e:?}"),
+            Ok(()) if is_step => model.apply(&step),
+            Ok(()) => {}
         }
         if !is_doomed && chance.below(40) > 0 {
             continue;
         }
-        let flight = result.is_err().then_some(&step);
+        let flight = (is_step && result.is_err()).then_some(&step);
         let mut is_cut = chance.below(2) == 0;
         match chance.below(3) {
             0 if !is_doomed => {
@@ -225,7 +235,7 @@ fn play(seed: u64) {
         // It may go again while the fork is opened.
         while chance.below(3) == 0 {
             rig.plant.cut_after(chance.below(40));
-            let opened = rig.try_open();
+            let opened = rig.try_open_stack();
             assert!(opened.is_ok() || rig.plant.is_out(), "{:?}", opened.err());
             match chance.below(2) {
                 0 => rig.kill(opened.ok()),
@@ -235,7 +245,7 @@ fn play(seed: u64) {
                 }
             }
         }
-        let opened = rig.open();
+        let opened = rig.try_open_stack().unwrap();
         // A layer that failed for want of power had itself distrusted, if it could.
         model.check(&contents(&opened), flight, is_cut);
         layer = Some(opened);

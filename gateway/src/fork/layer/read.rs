@@ -35,7 +35,7 @@ impl BaseRun<'_> {
         let part = std::mem::take(&mut self.pending);
         match part.is_empty() {
             true => Ok(()),
-            false => self.layer.base.read_at(self.offset + part.start as u64, &mut out[part]),
+            false => self.layer.base().read_at(self.offset + part.start as u64, &mut out[part]),
         }
     }
 }
@@ -137,7 +137,7 @@ impl Layer {
                 let done = match masks.state(index) {
                     State::Ours => self.data.try_read_at(block * BLOCK_U64, &mut sealed)?,
                     State::Zeroed => true,
-                    State::Untouched => self.base.try_read_at(offset + part.start as u64, &mut out[part.clone()])?,
+                    State::Untouched => self.base().try_read_at(offset + part.start as u64, &mut out[part.clone()])?,
                 };
                 drop(lock);
                 match masks.state(index) {
@@ -161,7 +161,7 @@ impl Layer {
                 let done = match state {
                     State::Ours => self.data.try_read_at(byte, &mut out[place])?,
                     State::Zeroed => true,
-                    State::Untouched => self.base.try_read_at(byte, &mut out[place])?,
+                    State::Untouched => self.base().try_read_at(byte, &mut out[place])?,
                 };
                 if !done {
                     return Ok(false);
@@ -189,6 +189,6 @@ impl Layer {
         let offset = block * BLOCK_U64;
         let (bytes, rest) = out.split_at_mut(small(BLOCK_U64.min(self.size - offset)));
         rest.fill(0);
-        self.base.read_at(offset, bytes)
+        self.base().read_at(offset, bytes)
     }
 }

@@ -4,13 +4,13 @@
 //!   whole blocks   sealed in a lane -> region locked: space, data, record, map
 //!   part of one    region locked: the rest of the block from where it is; then as above
 //! ```
-//! Not here: durability ([`super::flush`]). What holds: what can fail for want of space comes before anything changed that
+//! Not here: durability ([`super::flush`]); forced requests return what they still have to wait for. What holds: what can fail for want of space comes before anything changed that
 //! matters; contents that may be broken (a failed write to a block that is ours) fail the layer.
 
 use super::super::block_map::{CHUNK, Masks, REGION, State, bits, split};
 use super::super::lanes::Lane;
 use super::super::record::{BLOCK, Entry, STORE_MAX};
-use super::{BLOCK_U64, Layer, Segment, bytes_of, segments, small};
+use super::{BLOCK_U64, Debt, Layer, Segment, bytes_of, segments, small};
 use crate::device::{Durability, Zeroing};
 use crate::{Error, Kind, Result};
 use std::ops::Range;
@@ -25,16 +25,17 @@ enum Put {
 }
 
 impl Layer {
-    pub(super) fn write(&self, offset: u64, bytes: &[u8], durability: Durability) -> Result<()> {
+    pub(super) fn write(&self, offset: u64, bytes: &[u8], durability: Durability) -> Result<Debt> {
         let put = match durability {
             Durability::Forced if bytes.len() <= (STORE_MAX - 2) * BLOCK => Put::Stored,
             _ => Put::Plain,
         };
         self.with_room(|| self.write_segments(offset, bytes, put))?;
-        match durability {
-            Durability::Cached => Ok(()),
-            Durability::Forced => self.round(put == Put::Plain),
-        }
+        Ok(match (durability, put) {
+            (Durability::Cached, _) => Debt::Nothing,
+            (Durability::Forced, Put::Stored) => Debt::Journal,
+            (Durability::Forced, Put::Plain) => Debt::Data,
+        })
     }
 
     fn write_segments(&self, offset: u64, bytes: &[u8], put: Put) -> Result<()> {
@@ -156,7 +157,7 @@ impl Layer {
         Ok(masks)
     }
 
-    pub(super) fn zero_range(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
+    pub(super) fn zero_range(&self, range: Range<u64>, how: Zeroing) -> Result<Debt> {
         let put = if how.durability == Durability::Forced { Put::Stored } else { Put::Plain };
         let inner = self.whole_blocks(&range);
         self.with_room(|| {
@@ -179,10 +180,10 @@ impl Layer {
         if self.holes.is_full() {
             self.round(true)?;
         }
-        match how.durability {
-            Durability::Cached => Ok(()),
-            Durability::Forced => self.round(false),
-        }
+        Ok(match how.durability {
+            Durability::Cached => Debt::Nothing,
+            Durability::Forced => Debt::Journal,
+        })
     }
 
     pub(super) fn trim_range(&self, range: Range<u64>) -> Result<()> {
