@@ -70,6 +70,22 @@ fn an_index_that_is_lost_or_damaged_is_made_again() {
     coffer.assert_restores("round-23@latest", "disk.raw");
 }
 
+/// Damage that shows only when an entry is looked up, in the middle of a backup.
+#[test]
+fn an_index_whose_entries_are_damaged_is_made_again_within_the_run() {
+    let coffer = stage();
+    let tables = files(&coffer.path("cache")).into_iter().filter(|path| path.extension().is_some_and(|e| e == "sst"));
+    let mut damaged = 0;
+    for path in tables {
+        // Where its entries begin.
+        OpenOptions::new().write(true).open(&path).unwrap().write_all_at(&[0xa5; 64], 16).unwrap();
+        damaged += 1;
+    }
+    assert!(damaged > 0);
+    assert_nothing_new(&coffer, "second", "all entries are damaged");
+    coffer.assert_restores("second@latest", "disk.raw");
+}
+
 #[test]
 fn a_damaged_index_delta_is_named_and_the_packs_are_asked() {
     let coffer = stage();

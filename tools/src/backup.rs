@@ -88,7 +88,7 @@ impl Arguments {
         let repo = context.open()?;
         repo.check_writable()?;
         let cancel = signal::cancel(&context.terminal)?;
-        let (index, _scratch) = match self.dry_run {
+        let (mut index, _scratch) = match self.dry_run {
             true => private_index(context, &repo).map(|(index, scratch)| (index, Some(scratch)))?,
             false => (context.index(&repo)?, None),
         };
@@ -107,6 +107,12 @@ impl Arguments {
                 Err(e) if e.kind() == Kind::Overtaken && total.is_some() && attempts_left > 0 => {
                     context.terminal.notice(format_args!("{}: it is made once more", describe(&e)));
                     context.learn(&repo, &index)?;
+                }
+                // What its damage hides may be stored: what was uploaded since is found when it is made again.
+                Err(e) if index.is_damaged() && !self.dry_run && total.is_some() && attempts_left > 0 => {
+                    context.terminal.notice(format_args!("{}: the backup is made once more", describe(&e)));
+                    drop(index);
+                    index = context.index(&repo)?;
                 }
                 Err(e) => return Err(e.into()),
             }

@@ -114,11 +114,23 @@ impl Context {
 
     /// This machine's index of the repository, in step with it.
     pub(crate) fn index(&self, repo: &Repository) -> Result<Arc<Index>> {
-        let index = Index::open(&self.cache_folder(repo)?.join("index"), repo.keys().repo(), IndexOptions::default())?;
-        if let Some(why) = index.discarded() {
-            self.terminal.notice(format_args!("the index was unusable and is made again: {}", describe(why)));
+        let open = || -> Result<Index> {
+            let folder = self.cache_folder(repo)?.join("index");
+            let index = Index::open(&folder, repo.keys().repo(), IndexOptions::default())?;
+            if let Some(why) = index.discarded() {
+                self.terminal.notice(format_args!("the index was unusable and is made again: {}", describe(why)));
+            }
+            Ok(index)
+        };
+        let mut index = open()?;
+        if let Err(e) = self.learn(repo, &index) {
+            if !index.is_damaged() {
+                return Err(e);
+            }
+            drop(index);
+            index = open()?;
+            self.learn(repo, &index)?;
         }
-        self.learn(repo, &index)?;
         Ok(Arc::new(index))
     }
 

@@ -141,6 +141,12 @@ impl Index {
         self.discarded.as_ref()
     }
 
+    /// Whether its owner found it damaged since it was opened: opened again, it is thrown away and begins anew.
+    #[must_use]
+    pub fn is_damaged(&self) -> bool {
+        !self.is_guest() && self.folder.damage_mark().exists()
+    }
+
     /// Whether this process is a guest beside the owner.
     #[must_use]
     pub fn is_guest(&self) -> bool {
