@@ -37,7 +37,7 @@ pub enum Detached {
 }
 
 /// A directory with our mount on it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct MountPoint {
     directory: PathBuf,
     device: (u32, u32),
@@ -118,7 +118,7 @@ impl MountPoint {
     }
 
     /// Whether what lies at the directory is still our mount.
-    fn is_attached(&self) -> Result<bool> {
+    pub(crate) fn is_attached(&self) -> Result<bool> {
         let found = match look(&self.directory, StatxFlags::empty()) {
             Ok(found) => found,
             Err(e) if e.kind() == Kind::NotFound => return Ok(false),

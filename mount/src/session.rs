@@ -10,6 +10,8 @@ use crate::fuse::{Adaptor, Ownership};
 pub use crate::mount_point::Detached;
 use crate::mount_point::MountPoint;
 use crate::{Error, Result};
+use rustix::io::Errno;
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -82,10 +84,10 @@ impl Session {
             .map_err(|e| Error::io("greeting the kernel's FUSE", e))?;
         // Only now: while greeting, the kernel sets its own.
         session.mount_point.set_read_ahead(READ_AHEAD_KIB);
-        let outcome = Arc::clone(&session.outcome);
+        let (outcome, mount_point) = (Arc::clone(&session.outcome), session.mount_point.clone());
         std::thread::Builder::new()
             .name("coffer-mount".to_owned())
-            .spawn(move || outcome.set(serving.run().map_err(|e| Error::io("serving the kernel's FUSE", e))))
+            .spawn(move || outcome.set(how_it_ended(serving.run(), &mount_point)))
             .map_err(|e| Error::io("starting the mount's thread", e))?;
         Ok(session)
     }
@@ -105,6 +107,16 @@ impl Session {
                 None => result = self.outcome.ended.wait(result).unwrap_or_else(PoisonError::into_inner),
             }
         }
+    }
+}
+
+/// What the end of the threads means. A call that is under way while the mount goes away ends as aborted, which is no failure
+/// then; it is one when the connection was aborted beneath a directory that is still mounted.
+fn how_it_ended(result: io::Result<()>, mount_point: &MountPoint) -> Result<()> {
+    let is_aborted = |e: &io::Error| e.raw_os_error() == Some(Errno::CONNABORTED.raw_os_error());
+    match result {
+        Err(e) if is_aborted(&e) && !mount_point.is_attached().unwrap_or(true) => Ok(()),
+        other => other.map_err(|e| Error::io("serving the kernel's FUSE", e)),
     }
 }
 
