@@ -67,7 +67,10 @@ fn named(coffer: &Coffer, name: &str) -> Value {
 fn client(coffer: &Coffer, export: &str) -> coffer_gateway::nbd::NbdClient {
     let socket = coffer.path("nbd.sock");
     let uri = format!("nbd+unix:///{export}?socket={}", socket.display());
-    coffer_gateway::nbd::NbdClient::connect(&uri.parse().unwrap(), &Default::default()).unwrap()
+    let client = coffer_gateway::nbd::NbdClient::connect(&uri.parse().unwrap(), &Default::default()).unwrap();
+    // A client is counted a moment after it has its answer.
+    coffer_gateway::BlockDevice::read_at(&client, 0, &mut [0; 512]).unwrap();
+    client
 }
 
 fn stop(gateway: Running) {
