@@ -449,7 +449,7 @@ def job(target, length, *options):
 
 FORK_BYTES = 512 * MIB
 FORK_RUNS = 3
-# What is done in this order: title, whether through the read-only point as well, fio's options, and what comes before.
+# What is done, in this order: title, whether also through the read-only point and by nbdkit, and fio's options.
 FORK_STEPS = (
     ("random 4 KiB reads, one at a time", True, ["--rw=randread", "--bs=4k", "--iodepth=1"]),
     ("random 4 KiB reads, 32 at once", True, ["--rw=randread", "--bs=4k", "--iodepth=32"]),

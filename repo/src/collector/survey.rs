@@ -137,7 +137,7 @@ impl<'a> Survey<'a> {
         loop {
             let roots = Roots::list(self.repo)?;
             self.walk(&roots)?;
-            if !self.is_outdated()? {
+            if !self.end_dead()? {
                 return Ok(roots);
             }
             // What a root of this listing needed was removed, and that root counts no more. The nodes that could not be read may
@@ -147,8 +147,8 @@ impl<'a> Survey<'a> {
         }
     }
 
-    /// Whether a root that cannot be walked is none any more, or was ended for that.
-    fn is_outdated(&mut self) -> Result<bool> {
+    /// Revokes what is undecided and cannot be walked. Whether a root of the listing is none any more, by this or by others.
+    fn end_dead(&mut self) -> Result<bool> {
         let unwalkable = self.unwalkable.lock().unwrap_or_else(PoisonError::into_inner);
         let names: Vec<ClaimName> = unwalkable.iter().map(|(name, _)| *name).collect();
         drop(unwalkable);
