@@ -1,14 +1,19 @@
 //! The control socket of a gateway: how a command on the same machine adds, lists and removes exports of a running process.
 //!
 //! ```text
-//!   control      the socket, from both sides      this file
-//!     message    what is said                     pure
+//!   control        a gateway's socket, from both sides                    this file
+//!     message      what is said                                           pure
+//!     fork_socket  the socket of a fork that is open, from both sides     for work that takes long
+//!     errand       what is said                                           pure
 //! ```
 //! Not here: what is done. What holds: the socket's file is its user's alone, and whoever calls is asked the kernel for: only the
 //! user that the gateway runs as, and root, are answered; a question is one line of bounded length within 10 seconds.
 
+mod errand;
+pub mod fork_socket;
 mod message;
 
+pub use errand::{Errand, Outcome, Stride, Word};
 pub use message::{Addition, Answer, ExportReport, MAX_ANSWER, MAX_QUESTION, Question};
 
 use crate::door::{Caller, Door};
@@ -16,7 +21,7 @@ use crate::nbd::Listener;
 use crate::{Error, Kind, Result};
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::geteuid;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -49,20 +54,37 @@ impl ControlServer {
     }
 }
 
+/// Refuses everybody but the user that this runs as, and root.
+fn may_ask(caller: &Caller) -> Result<()> {
+    let own = geteuid().as_raw();
+    match caller.user() {
+        Some(user) if user == own || user == 0 => Ok(()),
+        _ => Err(Error::new(Kind::Retained, "only the user that the gateway runs as may control it")),
+    }
+}
+
+/// Refuses to talk to somebody else's process.
+fn check_owner(socket: &UnixStream, place: &Path) -> Result<()> {
+    let failed = |e: rustix::io::Errno| Error::io(format!("asking who listens at {}", place.display()), e.into());
+    let (owner, own) = (socket_peercred(socket).map_err(failed)?.uid.as_raw(), geteuid().as_raw());
+    if owner != own && owner != 0 && own != 0 {
+        let text = format!("{}: somebody else's process listens there (user {owner})", place.display());
+        return Err(Error::new(Kind::Retained, text));
+    }
+    Ok(())
+}
+
 /// Reads a question of somebody who may ask.
 fn question(caller: &mut Caller) -> Result<Question> {
-    let own = geteuid().as_raw();
-    if caller.user().is_none_or(|user| user != own && user != 0) {
-        return Err(Error::new(Kind::Retained, "only the user that the gateway runs as may control it"));
-    }
-    let line = line(caller, MAX_QUESTION).map_err(|e| Error::io("receiving a question", e))?;
+    may_ask(caller)?;
+    let line = line(BufReader::new(caller), MAX_QUESTION).map_err(|e| Error::io("receiving a question", e))?;
     Question::decode(&line)
 }
 
 /// Reads a line of at most `max` bytes.
-fn line(from: impl Read, max: usize) -> io::Result<Vec<u8>> {
+fn line(from: impl BufRead, max: usize) -> io::Result<Vec<u8>> {
     let mut line = Vec::new();
-    BufReader::new(from.take(max as u64 + 1)).read_until(b'\n', &mut line)?;
+    from.take(max as u64 + 1).read_until(b'\n', &mut line)?;
     match line.pop() {
         Some(b'\n') => Ok(line),
         _ if line.len() >= max => Err(io::Error::new(io::ErrorKind::InvalidData, format!("more than {max} bytes"))),
@@ -81,13 +103,9 @@ pub fn ask(path: &Path, question: &Question) -> Result<Answer> {
         _ => Error::io(format!("asking the gateway at {}", path.display()), e),
     };
     let mut socket = UnixStream::connect(path).map_err(failed)?;
-    let (owner, own) = (socket_peercred(&socket).map_err(|e| failed(e.into()))?.uid.as_raw(), geteuid().as_raw());
-    if owner != own && owner != 0 && own != 0 {
-        let text = format!("{}: somebody else's process listens there (user {owner})", path.display());
-        return Err(Error::new(Kind::Retained, text));
-    }
+    check_owner(&socket, path)?;
     let asked = socket.write_all(format!("{}\n", question.encode()).as_bytes());
-    let line = asked.and_then(|()| line(&socket, MAX_ANSWER)).map_err(|e| match e.kind() {
+    let line = asked.and_then(|()| line(BufReader::new(&socket), MAX_ANSWER)).map_err(|e| match e.kind() {
         io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
             let text = format!("the gateway at {} ended before it answered", path.display());
             Error::new(Kind::Unavailable, text).with_source(e)
@@ -141,7 +159,7 @@ mod tests {
         let _ = flood.write_all(&vec![b'x'; 1 << 20]);
         let mut noise = UnixStream::connect(&path).unwrap();
         noise.write_all(b"\xff\x00{\n").unwrap();
-        let reply = line(&noise, MAX_ANSWER).unwrap();
+        let reply = line(BufReader::new(&noise), MAX_ANSWER).unwrap();
         assert!(matches!(Answer::decode(&reply), Ok(Answer::Failed(e)) if e.kind() == Kind::Invalid));
         assert!(matches!(ask(&path, &Question::List), Ok(Answer::Exports(_))));
         // Hangs up on the silent ones, instead of waiting for them.

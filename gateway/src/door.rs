@@ -33,7 +33,8 @@ pub(crate) struct Door {
     _file: Option<SocketFile>,
 }
 
-/// Whoever called.
+/// Whoever called. A copy has the same socket and a time of its own.
+#[derive(Clone)]
 pub(crate) struct Caller {
     socket: Arc<OwnedFd>,
     deadline: Instant,

@@ -148,10 +148,15 @@ fn a_gateway_keeps_its_promises_over_a_restart() {
     for (export, file) in [("then", "20402.raw"), ("root", "20403.raw")] {
         run(coffer.outside("qemu-img").args(["compare", "-f", "raw", "-F", "raw", file, &uri(export)]));
     }
+
+    // A fork that is offered becomes a point.
+    coffer.run(&["fork", "commit", "lab"]);
+    coffer.run(&["restore", "web@latest", "--to", "committed.raw"]);
+    run(coffer.outside("qemu-img").args(["compare", "-f", "raw", "-F", "raw", "committed.raw", &uri("scratch")]));
     stop(gateway);
 
     // What cannot be offered again is told, and the rest is there.
-    coffer.run(&["forget", "web@-1"]);
+    coffer.run(&["forget", "web@-2"]);
     let gateway = coffer.start(&SERVE, "controlled at");
     assert!(gateway.err().contains("'then' is not offered again"), "{}", gateway.err());
     assert_eq!(names(&coffer), ["root", "scratch"]);

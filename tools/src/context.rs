@@ -9,6 +9,7 @@ use crate::exit::{Failure, Result, describe, wrong_use};
 use crate::output::Output;
 use crate::settings::{Globals, Opener, Settings};
 use crate::terminal::Terminal;
+use coffer_gateway::control::Word;
 use coffer_repo::backend::Backend;
 use coffer_repo::backend::local::Local;
 use coffer_repo::catalog::Pin;
@@ -26,6 +27,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What a command works with.
+#[derive(Clone)]
 pub(crate) struct Context {
     pub(crate) settings: Settings,
     pub(crate) terminal: Arc<Terminal>,
@@ -40,6 +42,11 @@ impl Context {
             terminal: Arc::new(Terminal::new(globals.quiet)),
             output: Output { is_json: globals.json },
         })
+    }
+
+    /// The same for work that is done for somebody else, who is told of it.
+    pub(crate) fn told(&self, listener: impl Fn(Word) + Send + Sync + 'static) -> Context {
+        Context { terminal: Arc::new(Terminal::told(listener)), ..self.clone() }
     }
 
     /// Prints a command's result, with the warnings so far in its JSON.

@@ -39,6 +39,17 @@ impl From<Error> for Failure {
     }
 }
 
+impl Failure {
+    /// As an error, for somebody else who asked for it.
+    pub(crate) fn into_error(self) -> Error {
+        match self {
+            Failure::Failed(error) => error,
+            Failure::WrongUse(text) => Error::invalid(text),
+            Failure::ReaderGone => Error::internal("there is no reader here"),
+        }
+    }
+}
+
 /// Wrong use, in words that say the right one.
 pub(crate) fn wrong_use(text: impl Into<String>) -> Failure {
     Failure::WrongUse(text.into())

@@ -1,26 +1,32 @@
 //! `coffer fork`: writable copies of disks of points, on this machine.
+//!
+//! Not here: what a fork is ([`coffer_gateway::fork`]). What holds: one process has a fork; what takes long and concerns its content is an
+//! errand, which that process does: this one when nobody else has it, else the one that does, by the fork's socket.
 
 use crate::backup::{ATTEMPTS, Summary, sample, time_after};
 use crate::context::{Context, choose_disk, entropy};
 use crate::environment;
-use crate::exit::Result;
+use crate::exit::{Failure, Result, describe};
 use crate::output::{self, size};
 use crate::signal;
 use crate::terminal::Unit;
 use clap::Subcommand;
 use coffer_gateway::Export;
+use coffer_gateway::control::fork_socket::{self, ForkSocket, Teller};
+use coffer_gateway::control::{Errand, Outcome};
 use coffer_gateway::fork::{CommitPlan, Fork, ForkHeader, ForkName, Forks, ListedFork};
 use coffer_mover::backup::BackupReport;
 use coffer_repo::Kind;
+use coffer_repo::cancel::Cancel;
 use coffer_repo::point::PointName;
 use coffer_repo::reader::{Reader, ReaderOptions};
 use coffer_repo::repository::Repository;
 use coffer_repo::snapshot::Snapshot;
-use coffer_repo::writer::{Progress, WriterOptions};
+use coffer_repo::writer::WriterOptions;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Make writable copies of disks, which take space only for what is written to them
 #[derive(Debug, clap::Args)]
@@ -104,7 +110,7 @@ impl List {
             .map(|fork| {
                 let mut object = match &fork.header {
                     Ok(header) => self::object(&fork.name, header),
-                    Err(e) => json!({ "name": fork.name.to_string(), "error": crate::exit::describe(e) }),
+                    Err(e) => json!({ "name": fork.name.to_string(), "error": describe(e) }),
                 };
                 object["taken"] = fork.taken.into();
                 object["is_open"] = fork.is_open.into();
@@ -113,7 +119,7 @@ impl List {
             .collect();
         for fork in &forks {
             if let Err(e) = &fork.header {
-                context.terminal.warn(format_args!("fork '{}' is damaged: {}", fork.name, crate::exit::describe(e)));
+                context.terminal.warn(format_args!("fork '{}' is damaged: {}", fork.name, describe(e)));
             }
         }
         let table = output::table(&["fork", "of", "made", "state", "size", "taken"], 4, forks.iter().map(row));
@@ -123,37 +129,69 @@ impl List {
 
 impl Commit {
     fn run(&self, context: &Context) -> Result<()> {
-        let repo = context.open()?;
-        let reader = context.reader(&repo, ReaderOptions::default())?;
-        // Before the index is read in vain.
-        let fork = open(context, &repo, &reader, &self.name)?;
-        let committed = commit(context, &repo, &fork, &self.tags)?;
-        fork.close()?;
-        committed.print(context)
+        on_fork(context, &self.name, Errand::Commit { tags: self.tags.clone() })
     }
 }
 
-/// A commit that was made.
-pub(crate) struct Committed {
-    report: BackupReport,
-    progress: Arc<Progress>,
-    took: Duration,
+/// Has something done to a fork: here, or by the process that has it open.
+fn on_fork(context: &Context, name: &ForkName, errand: Errand) -> Result<()> {
+    let repo = context.open()?;
+    let reader = context.reader(&repo, ReaderOptions::default())?;
+    let outcome = match open(context, &repo, &reader, name) {
+        Err(Failure::Failed(e)) if e.kind() == Kind::Locked => {
+            let folder = forks(context, &repo)?.folder(name);
+            let sent = context.terminal.relay("waiting", |tell| fork_socket::send(&folder, &errand, tell))?;
+            sent.ok_or(e)?
+        }
+        fork => {
+            let (fork, cancel) = (fork?, signal::cancel(&context.terminal)?);
+            let outcome = run_errand(context, &repo, &fork, errand, &cancel)?;
+            fork.close()?;
+            outcome
+        }
+    };
+    context.print(outcome.object, &outcome.text)
 }
 
-impl Committed {
-    fn summary(&self) -> Summary<'_> {
-        Summary { report: &self.report, progress: &self.progress, took: self.took, is_dry: false }
+/// Does an errand to an open fork, in use or not.
+fn run_errand(
+    context: &Context,
+    repo: &Arc<Repository>,
+    fork: &Fork,
+    errand: Errand,
+    cancel: &Cancel,
+) -> Result<Outcome> {
+    match errand {
+        Errand::Commit { tags } => commit(context, repo, fork, &tags, cancel),
     }
+}
 
-    /// Prints it as a backup's.
-    pub(crate) fn print(&self, context: &Context) -> Result<()> {
-        context.print(self.summary().object(), &self.summary().text())
-    }
+/// Does errands for other commands, for as long as this process has the fork.
+pub(crate) fn open_socket(
+    context: &Context,
+    repo: &Arc<Repository>,
+    name: &ForkName,
+    fork: &Arc<Fork>,
+) -> Result<ForkSocket> {
+    let folder = forks(context, repo)?.folder(name);
+    let (context, repo, name, fork) = (context.clone(), Arc::clone(repo), name.clone(), Arc::clone(fork));
+    let work = move |errand: Errand, teller: &Arc<Teller>| {
+        let listener = Arc::clone(teller);
+        let told = context.told(move |word| listener.tell(&word));
+        let what = errand.to_string();
+        context.terminal.notice(format_args!("fork '{name}': asked to {what}"));
+        let outcome = run_errand(&told, &repo, &fork, errand, teller.cancel()).map_err(Failure::into_error);
+        match &outcome {
+            Ok(_) => context.terminal.notice(format_args!("fork '{name}': the {what} is done")),
+            Err(e) => context.terminal.notice(format_args!("fork '{name}': the {what} failed: {}", describe(e))),
+        }
+        outcome
+    };
+    Ok(ForkSocket::open(&folder, work)?)
 }
 
 /// Commits an open fork, in use or not. One that a collector overtakes is made once more.
-pub(crate) fn commit(context: &Context, repo: &Arc<Repository>, fork: &Fork, tags: &[String]) -> Result<Committed> {
-    let cancel = signal::cancel(&context.terminal)?;
+fn commit(context: &Context, repo: &Arc<Repository>, fork: &Fork, tags: &[String], cancel: &Cancel) -> Result<Outcome> {
     let index = context.index(repo)?;
     let began = Instant::now();
     let mut attempts_left = ATTEMPTS;
@@ -171,13 +209,14 @@ pub(crate) fn commit(context: &Context, repo: &Arc<Repository>, fork: &Fork, tag
         let commit = coffer_gateway::fork::Commit::begin(fork, &index, plan)?;
         let (progress, total) = (commit.progress(), Some(commit.size()));
         let sample = || sample(&progress, total);
-        match context.terminal.during("committing", Unit::Bytes, &sample, || commit.run(&cancel)) {
+        match context.terminal.during("committing", Unit::Bytes, &sample, || commit.run(cancel)) {
             Ok(snapshot) => {
                 let report = BackupReport { snapshot, unreadable: BTreeMap::new(), warnings: Vec::new() };
-                return Ok(Committed { report, progress, took: began.elapsed() });
+                let summary = Summary { report: &report, progress: &progress, took: began.elapsed(), is_dry: false };
+                return Ok(Outcome { object: summary.object(), text: summary.text() });
             }
             Err(e) if e.kind() == Kind::Overtaken && attempts_left > 0 => {
-                context.terminal.notice(format_args!("{}: it is made once more", crate::exit::describe(&e)));
+                context.terminal.notice(format_args!("{}: it is made once more", describe(&e)));
                 context.learn(repo, &index)?;
             }
             Err(e) => return Err(e.into()),

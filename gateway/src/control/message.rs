@@ -14,7 +14,7 @@ use crate::{Error, Kind, Result};
 use serde_json::{Map, Value, json};
 
 /// The one version there is.
-const VERSION: u64 = 1;
+pub(super) const VERSION: u64 = 1;
 /// The longest question, in bytes.
 pub const MAX_QUESTION: usize = 64 << 10;
 /// The longest answer, in bytes: of 10,000 exports and more.
@@ -119,14 +119,7 @@ impl Addition {
 
     /// The one in an object.
     pub fn from_object(object: &Map<String, Value>) -> Result<Self> {
-        let allow = match object.get("allow") {
-            None => Vec::new(),
-            Some(Value::Array(permits)) => permits
-                .iter()
-                .map(|permit| permit.as_str().map(str::to_owned).ok_or_else(|| misshapen("allow")))
-                .collect::<Result<_>>()?,
-            Some(_) => return Err(misshapen("allow")),
-        };
+        let allow = texts(object, "allow")?;
         let limit = match object.get("limit") {
             None | Some(Value::Null) => None,
             Some(Value::String(limit)) => Some(limit.clone()),
@@ -146,15 +139,7 @@ impl Answer {
                 let exports: Vec<Value> = exports.iter().map(ExportReport::to_object).collect();
                 json!({ "version": VERSION, "exports": exports })
             }
-            Answer::Failed(error) => {
-                let mut line = error.to_string();
-                let mut source = std::error::Error::source(error);
-                while let Some(next) = source {
-                    line = format!("{line}: {next}");
-                    source = next.source();
-                }
-                json!({ "version": VERSION, "error": line, "kind": kind_name(error.kind()) })
-            }
+            Answer::Failed(error) => failure(error),
         };
         object.to_string()
     }
@@ -162,9 +147,8 @@ impl Answer {
     /// The answer in a line.
     pub fn decode(line: &[u8]) -> Result<Self> {
         let object = decode(line)?;
-        if object.contains_key("error") {
-            let kind = kind_of(&text(&object, "kind")?);
-            return Ok(Answer::Failed(Error::new(kind, text(&object, "error")?)));
+        if let Some(error) = failure_in(&object)? {
+            return Ok(Answer::Failed(error));
         }
         match object.get("exports") {
             None => Ok(Answer::Done(text(&object, "done")?)),
@@ -246,8 +230,38 @@ impl ExportReport {
     }
 }
 
+/// An error and all its sources as an object.
+pub(super) fn failure(error: &Error) -> Value {
+    let mut line = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(next) = source {
+        line = format!("{line}: {next}");
+        source = next.source();
+    }
+    json!({ "version": VERSION, "error": line, "kind": kind_name(error.kind()) })
+}
+
+/// The error that an object is, if it is one.
+pub(super) fn failure_in(object: &Map<String, Value>) -> Result<Option<Error>> {
+    if !object.contains_key("error") {
+        return Ok(None);
+    }
+    Ok(Some(Error::new(kind_of(&text(object, "kind")?), text(object, "error")?)))
+}
+
+/// The strings of a list; none when it is missing.
+pub(super) fn texts(object: &Map<String, Value>, key: &str) -> Result<Vec<String>> {
+    match object.get(key) {
+        None => Ok(Vec::new()),
+        Some(Value::Array(list)) => {
+            list.iter().map(|text| text.as_str().map(str::to_owned).ok_or_else(|| misshapen(key))).collect()
+        }
+        Some(_) => Err(misshapen(key)),
+    }
+}
+
 /// The object in a line, if it is of our version.
-fn decode(line: &[u8]) -> Result<Map<String, Value>> {
+pub(super) fn decode(line: &[u8]) -> Result<Map<String, Value>> {
     let value =
         serde_json::from_slice(line).map_err(|e| Error::invalid("this is not a line of JSON").with_source(e))?;
     let Value::Object(object) = value else { return Err(Error::invalid("this is not a JSON object")) };
@@ -261,11 +275,11 @@ fn decode(line: &[u8]) -> Result<Map<String, Value>> {
     }
 }
 
-fn text(object: &Map<String, Value>, key: &str) -> Result<String> {
+pub(super) fn text(object: &Map<String, Value>, key: &str) -> Result<String> {
     object.get(key).and_then(Value::as_str).map(str::to_owned).ok_or_else(|| misshapen(key))
 }
 
-fn number(object: &Map<String, Value>, key: &str) -> Result<u64> {
+pub(super) fn number(object: &Map<String, Value>, key: &str) -> Result<u64> {
     object.get(key).and_then(Value::as_u64).ok_or_else(|| misshapen(key))
 }
 
@@ -273,7 +287,7 @@ fn flag(object: &Map<String, Value>, key: &str) -> Result<bool> {
     object.get(key).and_then(Value::as_bool).ok_or_else(|| misshapen(key))
 }
 
-fn misshapen(key: &str) -> Error {
+pub(super) fn misshapen(key: &str) -> Error {
     Error::invalid(format!("'{key}' is missing, or not what it should be"))
 }
 

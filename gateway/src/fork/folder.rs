@@ -3,6 +3,7 @@
 //! ```text
 //!   <folder>/<NAME>/fork               what it is (super::header); fork.new while another takes its place
 //!                   lock               held by the one process that has it open
+//!                   control            that one's socket, where it takes errands
 //!                   1/data journal-a journal-b     its layer; commits stack further ones for as long as they run
 //!   <folder>/.<NAME>.<random>          one that is being made or dropped, or that a crash left so: cleared away by the next
 //! ```
@@ -106,7 +107,7 @@ impl Forks {
         boot: BootId,
     ) -> Result<ForkHeader> {
         repo.check_full("make forks")?;
-        if self.path(name).exists() {
+        if self.folder(name).exists() {
             return Err(taken(name));
         }
         DirBuilder::new().recursive(true).mode(0o700).create(&self.folder).map_err(|e| failed(&self.folder, e))?;
@@ -135,7 +136,7 @@ impl Forks {
             header.keys.insert(1, repo.wrap_fork_key(&key, &header.binding(1)?)?);
             // Held until it has its name, so that nobody clears it away.
             let _lock = self.build(draft, &header, &key, boot, repo.entropy())?;
-            rename(draft, &self.path(name)).map_err(|e| match e {
+            rename(draft, &self.folder(name)).map_err(|e| match e {
                 Errno::EXIST => taken(name),
                 e => failed(draft, e.into()),
             })?;
@@ -173,7 +174,7 @@ impl Forks {
         let mut forks = Vec::new();
         for file in self.entries()? {
             let Ok(name) = file.parse::<ForkName>() else { continue };
-            let path = self.path(&name);
+            let path = self.folder(&name);
             forks.push(ListedFork {
                 header: read_header(&path),
                 taken: taken_by(&path),
@@ -215,7 +216,7 @@ impl Forks {
         }
         let mut layers: Vec<Arc<Layer>> = Vec::new();
         let mut keys = BTreeMap::new();
-        let folder = self.path(name);
+        let folder = self.folder(name);
         for (number, wrapped) in &header.keys {
             let key = repo.open_fork_key(wrapped, &header.binding(*number)?).map_err(within)?;
             let below: Arc<dyn BlockDevice> = match layers.last() {
@@ -257,7 +258,7 @@ impl Forks {
             return Err(Error::invalid(format!("fork '{name}' is one of the repository {}", header.repo)));
         }
         let gone = self.hidden(name, repo.entropy())?;
-        rename(&self.path(name), &gone).map_err(|e| failed(&self.path(name), e.into()))?;
+        rename(&self.folder(name), &gone).map_err(|e| failed(&self.folder(name), e.into()))?;
         sync_folder(&self.folder)?;
         end_pins(repo, &header, now)?;
         fs::remove_dir_all(&gone).map_err(|e| failed(&gone, e))
@@ -282,7 +283,7 @@ impl Forks {
 
     /// Locks a fork and reads what it is.
     fn hold(&self, name: &ForkName) -> Result<(File, ForkHeader)> {
-        let path = self.path(name);
+        let path = self.folder(name);
         let lock = match path.exists() {
             true => patiently(&path)?,
             false => {
@@ -308,7 +309,9 @@ impl Forks {
         names.collect::<std::io::Result<_>>().map_err(|e| failed(&self.folder, e))
     }
 
-    fn path(&self, name: &ForkName) -> PathBuf {
+    /// Where a fork lies, if it is there: whoever has it open also has a socket there.
+    #[must_use]
+    pub fn folder(&self, name: &ForkName) -> PathBuf {
         self.folder.join(&name.0)
     }
 

@@ -174,15 +174,6 @@ fn pass_on(events: &SyncSender<Event>, question: Question) -> Answer {
     }
 }
 
-/// Why something was not done, for whoever asked for it.
-fn error_of(failure: Failure) -> Error {
-    match failure {
-        Failure::Failed(error) => error,
-        Failure::WrongUse(text) => Error::invalid(text),
-        Failure::ReaderGone => Error::internal("there is no reader here"),
-    }
-}
-
 impl Gateway<'_> {
     /// Does what is asked for until it is to stop.
     fn work(&mut self, due: &Receiver<Event>, file: &Path) {
@@ -209,7 +200,7 @@ impl Gateway<'_> {
     fn answer(&mut self, question: Question) -> coffer_repo::Result<Answer> {
         match question {
             Question::List => Ok(Answer::Exports(self.list())),
-            Question::Add(addition) => self.add(addition).map(Answer::Done).map_err(error_of),
+            Question::Add(addition) => self.add(addition).map(Answer::Done).map_err(Failure::into_error),
             Question::Remove { name, disconnect } => self.remove(&name, disconnect).map(Answer::Done),
         }
     }
@@ -237,7 +228,7 @@ impl Gateway<'_> {
         let name = offer.spec.name.clone();
         match self.offer(&offer, origin) {
             Ok(_) => Ok(()),
-            Err(failure) => Err(error_of(failure).within(format_args!("export '{name}'")).into()),
+            Err(failure) => Err(failure.into_error().within(format_args!("export '{name}'")).into()),
         }
     }
 
@@ -246,7 +237,7 @@ impl Gateway<'_> {
         for addition in self.remembered.additions().to_vec() {
             let offered = parse(&addition).and_then(|offer| self.offer(&offer, Origin::Command));
             if let Err(failure) = offered {
-                let (name, why) = (name_of(&addition), describe(&error_of(failure)));
+                let (name, why) = (name_of(&addition), describe(&failure.into_error()));
                 let way_out = format!("'coffer export remove {name}' forgets it");
                 self.context.terminal.warn(format_args!("export '{name}' is not offered again: {why}; {way_out}"));
             }
@@ -353,7 +344,7 @@ impl Gateway<'_> {
         let Configuration { frame, exports } = match configuration::read(file) {
             Ok(configuration) => configuration,
             Err(failure) => {
-                let why = describe(&error_of(failure));
+                let why = describe(&failure.into_error());
                 return terminal.warn(format_args!("the configuration was not read again: {why}"));
             }
         };
@@ -361,7 +352,7 @@ impl Gateway<'_> {
             terminal.notice("places, TLS, limits of the whole and budgets change with a restart only");
         }
         if let Err(failure) = self.opener.refresh() {
-            let why = describe(&error_of(failure));
+            let why = describe(&failure.into_error());
             return terminal.warn(format_args!("the configuration was read again and not followed: {why}"));
         }
         let is_meant = |standing: &Standing| match &standing.origin {
@@ -384,7 +375,7 @@ impl Gateway<'_> {
                 Ok(()) => added += 1,
                 Err(failure) => {
                     failed += 1;
-                    self.context.terminal.warn(describe(&error_of(failure)));
+                    self.context.terminal.warn(describe(&failure.into_error()));
                 }
             }
         }

@@ -9,6 +9,7 @@ use crate::context::{Context, choose, choose_disk};
 use crate::exit::{Result, describe, wrong_use};
 use crate::fork;
 use crate::terminal::Terminal;
+use coffer_gateway::control::fork_socket::ForkSocket;
 use coffer_gateway::fork::{Fork, ForkName};
 use coffer_gateway::{Access, Changes, Export, Exports, Limits, Permit, SnapshotChanges, SnapshotDevice};
 use coffer_repo::Error;
@@ -76,7 +77,7 @@ pub(super) struct Opener<'a> {
     comparer: Comparer,
     points: Vec<Snapshot>,
     pins: HashMap<SnapshotId, Weak<Pin>>,
-    forks: HashMap<String, Weak<Fork>>,
+    forks: HashMap<String, Weak<ServedFork>>,
 }
 
 /// An export that is open.
@@ -92,15 +93,22 @@ pub(super) struct Opened {
 /// A fork that is served; shared by all exports of it.
 pub(super) struct OpenFork {
     name: ForkName,
+    served: Arc<ServedFork>,
+}
+
+/// A fork, and the socket by which other commands reach it.
+struct ServedFork {
     fork: Arc<Fork>,
+    socket: ForkSocket,
 }
 
 impl OpenFork {
     /// Flushes it for the last time and closes it, unless another export needs it still. A failure is warned of.
     pub(super) fn close(self, terminal: &Terminal) {
-        if let Some(fork) = Arc::into_inner(self.fork)
-            && let Err(e) = fork.close()
-        {
+        let Some(ServedFork { fork, socket }) = Arc::into_inner(self.served) else { return };
+        // Errands under way end first.
+        drop(socket);
+        if let Err(e) = fork.close() {
             terminal.warn(format_args!("fork '{}' could not be flushed: {}", self.name, describe(&e)));
         }
     }
@@ -160,9 +168,9 @@ impl<'a> Opener<'a> {
         let mut is_compared = vec![false; offer.changed_since.len()];
         let (export, fork, meant) = match &spec.what {
             Exported::Fork(name) => {
-                let fork = self.fork(name)?;
-                let export = fork::export(&spec.name, name, Arc::clone(&fork));
-                (export, Some(OpenFork { name: name.clone(), fork }), format!("{}=fork:{name}", spec.name))
+                let served = self.fork(name)?;
+                let export = fork::export(&spec.name, name, Arc::clone(&served.fork));
+                (export, Some(OpenFork { name: name.clone(), served }), format!("{}=fork:{name}", spec.name))
             }
             Exported::Point(point) => {
                 let snapshot = choose(point, &self.points)?.clone();
@@ -206,14 +214,16 @@ impl<'a> Opener<'a> {
     }
 
     /// Opens a fork, once.
-    fn fork(&mut self, name: &ForkName) -> Result<Arc<Fork>> {
+    fn fork(&mut self, name: &ForkName) -> Result<Arc<ServedFork>> {
         let key = name.to_string();
         if let Some(fork) = self.forks.get(&key).and_then(Weak::upgrade) {
             return Ok(fork);
         }
         let fork = Arc::new(fork::open(self.context, &self.repo, &self.reader, name)?);
-        self.forks.insert(key, Arc::downgrade(&fork));
-        Ok(fork)
+        let socket = fork::open_socket(self.context, &self.repo, name, &fork)?;
+        let served = Arc::new(ServedFork { fork, socket });
+        self.forks.insert(key, Arc::downgrade(&served));
+        Ok(served)
     }
 }
 
