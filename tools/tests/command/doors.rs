@@ -152,7 +152,7 @@ fn a_socket_that_was_handed_over_is_served_and_stays() {
 }
 
 /// An authority and a server's certificate of its own making.
-fn make_certificates(stage: &Stage) {
+pub(crate) fn make_certificates(stage: &Stage) {
     let write = |name: &str, text: &str| {
         stage.write(name, text.as_bytes());
         std::fs::set_permissions(stage.path(name), std::fs::Permissions::from_mode(0o600)).unwrap();

@@ -1,8 +1,16 @@
 //! A gateway that is asked for what cannot be: told in one line, before anything is offered.
 
-use crate::stage::{Stage, disk};
+use crate::doors::make_certificates;
+use crate::stage::{Running, Stage, disk, finish};
+use coffer_gateway::nbd::proto::Framing;
+use coffer_gateway::nbd::proto::handshake::{Go, encode_option, option};
+use coffer_gateway::nbd::proto::transmission::{Request, command};
 use rustix::process::Signal;
+use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
 
 #[test]
@@ -63,4 +71,58 @@ fn what_a_gateway_cannot_offer_or_have_is_named() {
     gateway.signal(Signal::TERM);
     assert_eq!(gateway.end().code(), Some(0));
     assert!(!stage.path("s").exists() && !stage.path("m").exists());
+}
+
+#[test]
+fn a_gateway_takes_sockets_over_and_encrypts() {
+    let stage = Stage::with_repository();
+    stage.back_up(&disk(1));
+    make_certificates(&stage);
+    stage.write(
+        "gateway.toml",
+        b"listen = ['systemd']\n[tls]\ncert = 'server.pem'\nkey = 'server.key'\n[[export]]\nname = 'vda'\npoint = 'web@latest'\n",
+    );
+    let socket = UnixListener::bind(stage.path("handed")).unwrap();
+    let script = "exec 3<&0 0</dev/null; export LISTEN_PID=$$ LISTEN_FDS=1; exec \"$0\" serve --config gateway.toml";
+    let mut command = stage.outside("sh", &["-c", script, env!("CARGO_BIN_EXE_coffer")]);
+    let child = command.stdin(Stdio::from(OwnedFd::from(socket))).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+    let mut gateway = Running::of(child.unwrap());
+    gateway.line_with("listening on nbds+unix:///?socket=");
+    gateway.line_with("controlled at");
+    let size = finish(&mut stage.outside("nbdinfo", &["--size", "nbd+unix:///vda?socket=handed"]));
+    assert_ne!(size.code, 0, "in the clear");
+    stage.ok(&["backup", "-w", "copy", "vda=nbds+unix:///vda?socket=handed&tls-certificates=client"]);
+    stage.ok(&["restore", "copy@latest", "--to", "copy.raw"]);
+    assert!(stage.read("copy.raw") == disk(1));
+    gateway.signal(Signal::TERM);
+    assert_eq!(gateway.end().code(), Some(0));
+    assert!(stage.path("handed").exists(), "it is not the gateway's to remove");
+}
+
+#[test]
+fn a_second_signal_ends_what_a_first_one_waits_for() {
+    let stage = Stage::with_repository();
+    stage.back_up(&disk(1));
+    stage.write("gateway.toml", b"listen = ['unix:s']\n[[export]]\nname = 'x'\npoint = 'web@latest'\n");
+    let mut gateway = stage.start(&["serve", "--config", "gateway.toml"], Stdio::null());
+    gateway.line_with("controlled at");
+    // A client that takes the first bytes of what it asked for, and no more: the gateway would wait for it a while.
+    let mut bytes = 3u32.to_be_bytes().to_vec();
+    bytes.extend(encode_option(option::GO, &Go { name: "x".into(), infos: Vec::new() }.encode()));
+    for cookie in 0..32 {
+        let read = Request { flags: 0, command: command::READ, cookie, offset: 0, length: 1 << 20 };
+        read.encode(Framing::Simple, &mut bytes).unwrap();
+    }
+    let mut client = UnixStream::connect(stage.path("s")).unwrap();
+    client.write_all(&bytes).unwrap();
+    client.read_exact(&mut [0; 1 << 16]).unwrap();
+    gateway.signal(Signal::TERM);
+    gateway.line_with("a second signal ends at once");
+    gateway.signal(Signal::TERM);
+    assert_eq!(gateway.end().signal(), Some(Signal::TERM.as_raw()));
+    // What a gateway left that ended so is no obstacle for the next.
+    let mut gateway = stage.start(&["serve", "--config", "gateway.toml"], Stdio::null());
+    gateway.line_with("controlled at");
+    gateway.signal(Signal::INT);
+    assert_eq!(gateway.end().code(), Some(0));
 }
