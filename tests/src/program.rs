@@ -24,6 +24,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("bash", "bash"),
     ("cmp", "diffutils"),
     ("cp", "coreutils"),
+    ("debugfs", "e2fsprogs"),
     ("e2fsck", "e2fsprogs"),
     ("fio", "fio"),
     ("losetup", "mount"),
