@@ -12,7 +12,7 @@ mod message;
 pub use message::{Addition, Answer, ExportReport, MAX_ANSWER, MAX_QUESTION, Question};
 
 use crate::door::{Caller, Door};
-use crate::nbd::Listener;
+use crate::serving::Listener;
 use crate::{Error, Kind, Result};
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::geteuid;
