@@ -17,7 +17,7 @@ pub use errand::{Errand, Outcome, Stride, Word};
 pub use message::{Addition, Answer, ExportReport, MAX_ANSWER, MAX_QUESTION, Question};
 
 use crate::door::{Caller, Door};
-use crate::nbd::Listener;
+use crate::serving::Listener;
 use crate::{Error, Kind, Result};
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::geteuid;

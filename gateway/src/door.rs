@@ -4,7 +4,7 @@
 //! turned away; a caller has a time for all it sends, and another for all it is sent, however it deals it out; dropping the
 //! door hangs up on everybody and waits for the threads.
 
-use crate::nbd::{Listener, Listening, ListeningSocket, Place, SocketFile};
+use crate::serving::{Listener, Listening, ListeningSocket, Place, SocketFile};
 use crate::{Error, Result};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};

@@ -3,6 +3,7 @@
 //! ```text
 //!   nbd::Server  ->  Exports  ->  dyn BlockDevice        what is offered, by name
 //!   nbd::NbdClient                is one                 what others offer
+//!   serving                                              what servers of disks are made of
 //!   control, metrics                                     a running process is asked, and told
 //! ```
 //! Not here: how a snapshot is stored (the repository), file systems, iSCSI. What holds: devices are synchronous and may be
@@ -17,6 +18,7 @@ pub mod fork;
 mod memory_device;
 pub mod metrics;
 pub mod nbd;
+pub mod serving;
 mod snapshot_changes;
 mod snapshot_device;
 

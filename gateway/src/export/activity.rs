@@ -58,17 +58,18 @@ pub struct ActivityTotals {
 
 /// What kind of request is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Deed {
+pub enum Deed {
     /// Of so many bytes.
     Read(u64),
     /// Of so many bytes.
     Write(u64),
+    /// Anything else.
     Other,
 }
 
 impl Activity {
     /// Counts a request that was answered, after so long; `None` for one that was refused and not tried.
-    pub(crate) fn answered(&self, deed: Deed, is_well: bool, latency: Option<Duration>) {
+    pub fn answered(&self, deed: Deed, is_well: bool, latency: Option<Duration>) {
         match deed {
             Deed::Read(bytes) => {
                 add(&self.reads, 1);
@@ -93,7 +94,7 @@ impl Activity {
     }
 
     /// Counts a request that has to wait for limits.
-    pub(crate) fn delayed(&self) {
+    pub fn delayed(&self) {
         add(&self.delays, 1);
     }
 

@@ -16,8 +16,8 @@ mod server;
 mod tls;
 mod uri;
 
+pub use crate::serving::{Listener, Place, Report};
 pub use client::{ClientOptions, NbdClient};
-pub use server::{ConnectionReport, Listener, Report, Server, ServerOptions, Statistics};
-pub(crate) use server::{Listening, ListeningSocket, SocketFile};
+pub use server::{ConnectionReport, Server, ServerOptions, Statistics};
 pub use tls::{Tls, TlsDemand, TlsFiles, no_psk};
-pub use uri::{DEFAULT_PORT, NbdUri, Place, TlsUri};
+pub use uri::{DEFAULT_PORT, NbdUri, TlsUri};

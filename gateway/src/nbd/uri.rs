@@ -7,6 +7,7 @@
 //! (pre-shared keys, user names, unknown parameters) is refused by name, never ignored.
 
 use super::tls::no_psk;
+use crate::serving::Place;
 use crate::{Error, Result};
 use std::fmt;
 use std::path::PathBuf;
@@ -14,15 +15,6 @@ use std::str::FromStr;
 
 /// The port that is registered for NBD.
 pub const DEFAULT_PORT: u16 = 10809;
-
-/// Where a server listens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// A socket file.
-    Unix(PathBuf),
-    /// A host name or address (IPv6 without brackets) and a port.
-    Tcp(String, u16),
-}
 
 /// Which export of which server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,17 +86,6 @@ impl FromStr for NbdUri {
             _ => return Err(wrong("the scheme is none of nbd, nbds, nbd+unix and nbds+unix")),
         };
         Ok(NbdUri { place, export, tls })
-    }
-}
-
-impl fmt::Display for Place {
-    /// As in `--listen`.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Place::Unix(path) => write!(f, "unix:{}", path.display()),
-            Place::Tcp(host, port) if host.contains(':') => write!(f, "[{host}]:{port}"),
-            Place::Tcp(host, port) => write!(f, "{host}:{port}"),
-        }
     }
 }
 

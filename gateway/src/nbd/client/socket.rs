@@ -6,7 +6,7 @@
 //! TLS itself has to say meanwhile goes out with the next write.
 
 use super::super::tls;
-use super::super::uri::Place;
+use crate::serving::Place;
 use crate::{Error, Kind, Result};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};

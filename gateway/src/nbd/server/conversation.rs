@@ -7,16 +7,16 @@
 use super::super::certificate::common_name;
 use super::super::tls;
 use super::Services;
-use super::connections::{Entry, Order, Visit};
+use super::entry::Entry;
 use super::negotiation::{self, Encryption, Outcome, Terms};
 use super::session::Session;
 use super::transmission::Transmission;
 use crate::export::Peer;
+use crate::serving::{Order, Stopped, Visit};
 use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -24,9 +24,9 @@ use tokio_rustls::server::TlsStream;
 /// One connection from its first byte to its last.
 pub(super) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
     stream: io::Result<S>,
-    visit: &Arc<Visit>,
+    visit: &Arc<Visit<Entry>>,
     services: &Arc<Services>,
-    mut stopped: watch::Receiver<bool>,
+    mut stopped: Stopped,
 ) -> io::Result<()> {
     let handshake = shake_hands(stream?, visit, services);
     let arrived = tokio::select! {
@@ -49,7 +49,7 @@ enum Arrived<S> {
 /// The whole handshake, encrypted from where the client wants it; `None` when the client leaves.
 async fn shake_hands<S: AsyncRead + AsyncWrite + Unpin>(
     mut stream: S,
-    visit: &Visit,
+    visit: &Visit<Entry>,
     services: &Services,
 ) -> io::Result<Option<Arrived<S>>> {
     let Some(has_zeroes) = negotiation::greet(&mut stream).await? else { return Ok(None) };
@@ -102,7 +102,7 @@ async fn shake_hands<S: AsyncRead + AsyncWrite + Unpin>(
 async fn transmit<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     session: Session,
-    visit: &Arc<Visit>,
+    visit: &Arc<Visit<Entry>>,
     services: &Arc<Services>,
 ) -> io::Result<()> {
     let mut transmission = Transmission::new(stream, session, Arc::clone(visit), Arc::clone(services));

@@ -11,10 +11,10 @@
 
 use super::super::proto::handshake::{self as wire, Go, Info, MetaQuery, info, option, reply};
 use super::super::proto::{Framing, MAX_PAYLOAD, text};
-use super::Report;
 use super::context::{Context, MAX_CONTEXTS};
 use super::session::Session;
 use crate::export::{Export, Exports, Peer, Taken};
+use crate::serving::Report;
 use crate::{Error, Kind, Result};
 use std::io;
 use std::sync::Arc;

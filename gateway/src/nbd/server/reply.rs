@@ -9,8 +9,8 @@ use super::super::proto::transmission::{
     ChunkHead, OFFSET_DATA_PREFIX, Reply, Request, Status, chunk, command_flag, encode_error, encode_hole,
     encode_status,
 };
-use super::buffer::Buffer;
 use crate::Result;
+use crate::serving::Buffer;
 use std::ops::Range;
 
 /// Zeroes are looked for in steps of this many bytes.

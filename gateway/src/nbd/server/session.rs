@@ -6,11 +6,11 @@
 use super::super::errno as edge;
 use super::super::proto::transmission::{Request, Status, StatusQuery, command, command_flag};
 use super::super::proto::{Framing, MAX_PAYLOAD, errno, export_flag};
-use super::buffer::Buffer;
 use super::context::Context;
-use super::{Report, reply};
+use super::reply;
 use crate::device::{Durability, Zeroing, check_range};
 use crate::export::{Deed, Export, Taken};
+use crate::serving::{Buffer, Report};
 use crate::{Error, Kind, Result};
 use std::ops::Range;
 

@@ -15,14 +15,12 @@
 
 use super::super::proto::transmission::{Request, command, command_flag};
 use super::super::proto::{Framing, MAX_PAYLOAD};
-use super::budget::{Grant, Wait};
-use super::buffer::{Buffer, Output};
-use super::connections::Visit;
-use super::pool::{Done, Job};
+use super::entry::Entry;
+use super::job::{Done, Job};
 use super::session::{Refusal, Session};
-use super::vigil::Vigil;
 use super::{Services, reply};
 use crate::export::Deed;
+use crate::serving::{Buffer, Grant, INPUT, Input, Output, Vigil, Visit, Wait};
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -33,10 +31,6 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc;
 use tokio::time::{Sleep, sleep};
 
-/// Requests wait here until they are whole; larger payloads go straight into their own buffer.
-const INPUT: usize = 64 << 10;
-/// With so much a connection begins, and goes on after a rest: room for two requests. It grows when it is full.
-const RESTING_INPUT: usize = 64;
 /// Bytes that a connection may hold whatever others hold: a request of 1 MiB.
 const OWN: usize = (1 << 20) + (64 << 10);
 /// Larger reads are copied by a storage thread, beside the sending of others.
@@ -50,7 +44,7 @@ pub(super) struct Transmission<S> {
     session: Arc<Session>,
     services: Arc<Services>,
     /// Also its place in the pool.
-    visit: Arc<Visit>,
+    visit: Arc<Visit<Entry>>,
     /// Until the request at the head of the input may ask its export's limits again.
     hold: Option<Pin<Box<Sleep>>>,
     vigil: Vigil,
@@ -89,7 +83,7 @@ enum Incoming {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
-    pub(super) fn new(stream: S, session: Session, visit: Arc<Visit>, services: Arc<Services>) -> Self {
+    pub(super) fn new(stream: S, session: Session, visit: Arc<Visit<Entry>>, services: Arc<Services>) -> Self {
         let done = mpsc::channel(services.options.requests_in_flight.max(1));
         Transmission {
             stream,
@@ -101,7 +95,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
             is_charged: false,
             grant: None,
             wait: None,
-            input: Input { bytes: vec![0; RESTING_INPUT], start: 0, end: 0 },
+            input: Input::default(),
             incoming: Incoming::Header,
             output: Output::default(),
             done,
@@ -121,7 +115,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
     pub(super) fn rest(&mut self) {
         let is_idle = self.held() == 0 && self.requests_in_pool == 0 && self.hold.is_none() && self.wait.is_none();
         if is_idle && matches!(self.incoming, Incoming::Header) && self.input.filled().is_empty() {
-            self.input = Input { bytes: vec![0; RESTING_INPUT], start: 0, end: 0 };
+            self.input = Input::default();
             self.output.rest();
         }
     }
@@ -370,7 +364,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
     fn submit(&mut self, request: Request, buffer: Buffer) {
         self.requests_in_pool += 1;
         let (session, done) = (Arc::clone(&self.session), self.done.0.clone());
-        self.services.pool.submit(self.visit.id(), Job { session, request, buffer, done, since: Instant::now() });
+        let job = Job { session, request, buffer, done, since: Instant::now(), is_well: false };
+        self.services.pool.submit(self.visit.id(), job);
     }
 
     /// Whether more input could be used: not while a whole request, or a part of a payload, waits for room. While one is held back
@@ -399,41 +394,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
         let n = read.filled().len();
         match missing {
             Some(missing) => *missing -= n,
-            None => self.input.end += n,
+            None => self.input.received(n),
         }
         Poll::Ready(Ok(n))
-    }
-}
-
-/// Received bytes that were not looked at yet.
-struct Input {
-    bytes: Vec<u8>,
-    start: usize,
-    end: usize,
-}
-
-impl Input {
-    fn filled(&self) -> &[u8] {
-        self.bytes.get(self.start..self.end).unwrap_or_default()
-    }
-
-    fn take(&mut self, n: usize) -> &[u8] {
-        let from = self.start;
-        self.start = self.end.min(from + n);
-        self.bytes.get(from..self.start).unwrap_or_default()
-    }
-
-    /// Where the next bytes go.
-    fn space(&mut self) -> &mut [u8] {
-        if self.start > 0 {
-            self.bytes.copy_within(self.start..self.end, 0);
-            self.end -= self.start;
-            self.start = 0;
-        }
-        if self.end == self.bytes.len() && self.end < INPUT {
-            // Few requests at a time never need much of it.
-            self.bytes.resize((self.end * 64).min(INPUT), 0);
-        }
-        self.bytes.get_mut(self.end..).unwrap_or_default()
     }
 }

@@ -3,10 +3,10 @@
 //! Not here: limits on how many. What holds: the lock is taken when a client comes, goes or is looked at, once a second, and never
 //! for a request; what is ordered of all is ordered of those, too, that come later.
 
-use crate::export::{Activity, ActivityTotals, Export, Peer};
+use crate::export::{Activity, Peer};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::sync::watch;
 
 /// A client that was silent for so many looks in a row lets go of its buffers.
@@ -14,24 +14,9 @@ const REST_AFTER: u32 = 2;
 /// One that keeps memory that others wait for, and does its part of nothing for so many looks in a row, has to go.
 const DISMISS_AFTER: u32 = 30;
 
-/// A connection, as far as it got.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConnectionReport {
-    /// Counts up from 0.
-    pub id: u64,
-    /// Whose it is.
-    pub peer: Peer,
-    /// The export that it took; `None` during the handshake.
-    pub export: Option<String>,
-    /// Whether TLS is on.
-    pub is_encrypted: bool,
-    /// What it did.
-    pub activity: ActivityTotals,
-}
-
 /// What a connection is asked to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Order {
+pub enum Order {
     /// Go on.
     #[default]
     Stay,
@@ -41,11 +26,11 @@ pub(super) enum Order {
     Leave,
 }
 
-/// The record of one connection.
-pub(super) struct Visit {
+/// The record of one connection; `E` is what its handshake comes to.
+pub struct Visit<E> {
     id: u64,
     peer: Peer,
-    entered: OnceLock<Entry>,
+    entered: OnceLock<E>,
     activity: Activity,
     order: watch::Sender<Order>,
     /// Bytes that went either way: tells only whether any did.
@@ -57,62 +42,67 @@ pub(super) struct Visit {
     silence: AtomicU32,
 }
 
-/// What the handshake came to.
-pub(super) struct Entry {
-    pub(super) export: Weak<Export>,
-    pub(super) name: String,
-    /// With the certificate, if there is one.
-    pub(super) peer: Peer,
-    pub(super) is_encrypted: bool,
-}
-
 /// All open connections.
-#[derive(Default)]
-pub(super) struct Connections(Mutex<Table>);
+pub struct Connections<E>(Mutex<Table<E>>);
 
-#[derive(Default)]
-struct Table {
-    visits: BTreeMap<u64, Arc<Visit>>,
+struct Table<E> {
+    visits: BTreeMap<u64, Arc<Visit<E>>>,
     is_closing: bool,
 }
 
-impl Visit {
-    pub(super) fn id(&self) -> u64 {
+impl<E> Default for Connections<E> {
+    fn default() -> Self {
+        Connections(Mutex::new(Table { visits: BTreeMap::new(), is_closing: false }))
+    }
+}
+
+impl<E> Visit<E> {
+    /// Counts up from 0.
+    #[must_use]
+    pub fn id(&self) -> u64 {
         self.id
     }
 
-    pub(super) fn peer(&self) -> &Peer {
+    /// Whose it is, as the socket tells.
+    #[must_use]
+    pub fn peer(&self) -> &Peer {
         &self.peer
     }
 
-    pub(super) fn activity(&self) -> &Activity {
+    /// What it did.
+    #[must_use]
+    pub fn activity(&self) -> &Activity {
         &self.activity
     }
 
+    /// What its handshake came to; `None` before that.
+    #[must_use]
+    pub fn entered(&self) -> Option<&E> {
+        self.entered.get()
+    }
+
     /// Orders, from now on and the one that stands.
-    pub(super) fn orders(&self) -> watch::Receiver<Order> {
+    #[must_use]
+    pub fn orders(&self) -> watch::Receiver<Order> {
         let mut orders = self.order.subscribe();
         orders.mark_changed();
         orders
     }
 
     /// Notes that bytes went either way.
-    pub(super) fn moved(&self, bytes: usize) {
+    pub fn moved(&self, bytes: usize) {
         self.moved.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    pub(super) fn set_owing(&self, is_owing: bool) {
+    /// Notes whether it has memory of the common budget that only the client's doing something will free.
+    pub fn set_owing(&self, is_owing: bool) {
         self.is_owing.store(is_owing, Ordering::Relaxed);
     }
 
     /// Notes that the handshake is over.
-    pub(super) fn enter(&self, entry: Entry) {
+    pub fn enter(&self, entry: E) {
         // A connection has one handshake.
         let _ = self.entered.set(entry);
-    }
-
-    fn has_taken(&self, export: &Arc<Export>) -> bool {
-        self.entered.get().is_some_and(|entry| std::ptr::eq(entry.export.as_ptr(), Arc::as_ptr(export)))
     }
 
     /// The look of once a second; `is_short` when somebody waits for memory of the common budget.
@@ -132,7 +122,7 @@ impl Visit {
     }
 
     /// Gives an order; nothing takes back that it has to leave.
-    fn command(&self, order: Order) {
+    pub fn command(&self, order: Order) {
         self.order.send_if_modified(|standing| {
             let is_new = *standing != order && *standing != Order::Leave;
             if is_new {
@@ -141,22 +131,12 @@ impl Visit {
             is_new
         });
     }
-
-    fn report(&self) -> ConnectionReport {
-        let entered = self.entered.get();
-        ConnectionReport {
-            id: self.id,
-            peer: entered.map_or(&self.peer, |e| &e.peer).clone(),
-            export: entered.map(|e| e.name.clone()),
-            is_encrypted: entered.is_some_and(|e| e.is_encrypted),
-            activity: self.activity.totals(),
-        }
-    }
 }
 
-impl Connections {
+impl<E> Connections<E> {
     /// Takes a client in; `id` was never used before.
-    pub(super) fn open(&self, id: u64, peer: Peer) -> Arc<Visit> {
+    #[must_use]
+    pub fn open(&self, id: u64, peer: Peer) -> Arc<Visit<E>> {
         let mut table = self.lock();
         let order = if table.is_closing { Order::Leave } else { Order::Stay };
         let visit = Arc::new(Visit {
@@ -175,34 +155,35 @@ impl Connections {
     }
 
     /// It is gone.
-    pub(super) fn close(&self, visit: &Visit) {
+    pub fn close(&self, visit: &Visit<E>) {
         self.lock().visits.remove(&visit.id);
     }
 
     /// Looks at all of them; to be called once a second.
-    pub(super) fn look(&self, is_short: bool) {
+    pub fn look(&self, is_short: bool) {
         self.lock().visits.values().for_each(|visit| visit.look(is_short));
     }
 
     /// Has everybody leave, and whoever comes from now on.
-    pub(super) fn dismiss_all(&self) {
+    pub fn dismiss_all(&self) {
         let mut table = self.lock();
         table.is_closing = true;
         table.visits.values().for_each(|visit| visit.command(Order::Leave));
     }
 
-    /// Has those leave that took `export`; how many they are.
-    pub(super) fn dismiss(&self, export: &Arc<Export>) -> usize {
+    /// Has those leave of whom `is_meant` holds; how many they are.
+    pub fn dismiss(&self, is_meant: impl Fn(&Visit<E>) -> bool) -> usize {
         let table = self.lock();
-        table.visits.values().filter(|visit| visit.has_taken(export)).map(|visit| visit.command(Order::Leave)).count()
+        table.visits.values().filter(|visit| is_meant(visit)).map(|visit| visit.command(Order::Leave)).count()
     }
 
     /// Those that are open now.
-    pub(super) fn reports(&self) -> Vec<ConnectionReport> {
-        self.lock().visits.values().map(|visit| visit.report()).collect()
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<Visit<E>>> {
+        self.lock().visits.values().cloned().collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Table> {
+    fn lock(&self) -> MutexGuard<'_, Table<E>> {
         // Nothing that can panic runs under the lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -214,7 +195,7 @@ mod tests {
 
     #[test]
     fn who_is_silent_rests_and_who_owes_leaves_when_others_wait() {
-        let connections = Connections::default();
+        let connections = Connections::<()>::default();
         let visit = connections.open(0, Peer::default());
         let order = || *visit.order.borrow();
         visit.moved(5);

@@ -5,13 +5,13 @@
 //! replaced; a socket file is never more open than its mode says; only our own file is removed, and never the one of a
 //! socket that was handed in.
 
-use super::super::uri::Place;
 use crate::{Error, Kind, Result};
 use rustix::fs::{FlockOperation, Mode, fchmod, flock};
 use rustix::net::sockopt::{
     set_socket_keepalive, set_socket_send_buffer_size, set_tcp_keepidle, socket_acceptconn, socket_domain, socket_type,
 };
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
+use std::fmt;
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -26,6 +26,26 @@ use std::time::Duration;
 const BACKLOG: i32 = 128;
 /// A TCP peer that is silent for so long is asked whether it is still there.
 const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// Where a server listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A socket file.
+    Unix(PathBuf),
+    /// A host name or address (IPv6 without brackets) and a port.
+    Tcp(String, u16),
+}
+
+impl fmt::Display for Place {
+    /// As in `--listen`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Unix(path) => write!(f, "unix:{}", path.display()),
+            Place::Tcp(host, port) if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Place::Tcp(host, port) => write!(f, "{host}:{port}"),
+        }
+    }
+}
 
 /// Where to listen.
 #[derive(Clone, Debug)]
@@ -44,21 +64,25 @@ pub enum Listener {
 }
 
 /// A socket that listens.
-pub(crate) struct Listening {
-    pub(crate) socket: ListeningSocket,
+pub struct Listening {
+    /// The socket.
+    pub socket: ListeningSocket,
     /// Where it can be reached.
-    pub(crate) place: Place,
+    pub place: Place,
     /// Removed when it goes away.
-    pub(crate) file: Option<SocketFile>,
+    pub file: Option<SocketFile>,
 }
 
-pub(crate) enum ListeningSocket {
+/// One of either family.
+pub enum ListeningSocket {
+    /// A socket file's.
     Unix(UnixListener),
+    /// A port's.
     Tcp(TcpListener),
 }
 
 /// A socket file that is ours.
-pub(crate) struct SocketFile {
+pub struct SocketFile {
     path: PathBuf,
     identity: (u64, u64),
 }
@@ -74,7 +98,7 @@ impl Drop for SocketFile {
 
 impl Listener {
     /// Begins to listen. A port or a socket that somebody listens on is `Locked`.
-    pub(crate) fn open(&self) -> Result<Listening> {
+    pub fn open(&self) -> Result<Listening> {
         match self {
             Listener::Unix { path, mode } => {
                 let socket = open_unix(path, *mode)?;
@@ -188,13 +212,13 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 const SEND_BUFFER: usize = 1 << 20;
 
 /// Sets a fresh connection of a local client up.
-pub(super) fn tuned_local(stream: UnixStream) -> io::Result<tokio::net::UnixStream> {
+pub fn tuned_local(stream: UnixStream) -> io::Result<tokio::net::UnixStream> {
     set_socket_send_buffer_size(&stream, SEND_BUFFER)?;
     tokio::net::UnixStream::from_std(stream)
 }
 
 /// Sets a fresh TCP connection up: no delays, and a dead peer is noticed.
-pub(super) fn tuned(stream: TcpStream) -> io::Result<tokio::net::TcpStream> {
+pub fn tuned(stream: TcpStream) -> io::Result<tokio::net::TcpStream> {
     stream.set_nodelay(true)?;
     set_socket_keepalive(&stream, true)?;
     set_tcp_keepidle(&stream, KEEPALIVE)?;

@@ -16,7 +16,7 @@ const MOST_FAILURES: u32 = 9;
 
 /// What one connection is waiting for.
 #[derive(Default)]
-pub(super) struct Vigil {
+pub struct Vigil {
     state: State,
     failures: u32,
     /// Waits to leave out.
@@ -35,14 +35,14 @@ enum State {
 
 impl Vigil {
     /// Something moved.
-    pub(super) fn end(&mut self) {
+    pub fn end(&mut self) {
         if let State::Watching(_) = std::mem::take(&mut self.state) {
             self.failures = 0;
         }
     }
 
     /// Nothing moves: whether to look again at once.
-    pub(super) fn is_on(&mut self, now: impl FnOnce() -> Instant) -> bool {
+    pub fn is_on(&mut self, now: impl FnOnce() -> Instant) -> bool {
         match self.state {
             State::Busy if self.left_out == 0 => {
                 self.state = State::Watching(now());

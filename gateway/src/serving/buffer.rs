@@ -22,22 +22,26 @@ const PARTS: usize = 16;
 
 /// A growing run of bytes. The storage is all initialised; the first `len` bytes count.
 #[derive(Default)]
-pub(super) struct Buffer {
+pub struct Buffer {
     storage: Vec<u8>,
     len: usize,
 }
 
 impl Buffer {
-    pub(super) fn len(&self) -> usize {
+    /// How many bytes count.
+    #[must_use]
+    pub fn len(&self) -> usize {
         self.len
     }
 
-    pub(super) fn filled(&self) -> &[u8] {
+    /// Those bytes.
+    #[must_use]
+    pub fn filled(&self) -> &[u8] {
         self.storage.get(..self.len).unwrap_or_default()
     }
 
     /// Appends `more` bytes of whatever was there and returns them.
-    pub(super) fn grow(&mut self, more: usize) -> &mut [u8] {
+    pub fn grow(&mut self, more: usize) -> &mut [u8] {
         let start = self.len;
         self.len += more;
         if self.storage.len() < self.len {
@@ -46,28 +50,30 @@ impl Buffer {
         self.part(start..self.len)
     }
 
-    pub(super) fn extend(&mut self, bytes: &[u8]) {
+    /// Appends `bytes`.
+    pub fn extend(&mut self, bytes: &[u8]) {
         self.grow(bytes.len()).copy_from_slice(bytes);
     }
 
-    pub(super) fn truncate(&mut self, len: usize) {
+    /// Lets go of what lies behind the first `len` bytes.
+    pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
     }
 
     /// A part of the bytes; empty when it lies outside.
-    pub(super) fn part(&mut self, range: Range<usize>) -> &mut [u8] {
+    pub fn part(&mut self, range: Range<usize>) -> &mut [u8] {
         self.storage.get_mut(range).unwrap_or_default()
     }
 
     /// Moves the bytes of `from` down to `to`.
-    pub(super) fn move_down(&mut self, from: Range<usize>, to: usize) {
+    pub fn move_down(&mut self, from: Range<usize>, to: usize) {
         self.storage.copy_within(from, to);
     }
 }
 
 /// What waits to be sent, and buffers to use again.
 #[derive(Default)]
-pub(super) struct Output {
+pub struct Output {
     queue: VecDeque<Buffer>,
     /// Bytes of the first buffer that are sent already.
     sent: usize,
@@ -77,17 +83,18 @@ pub(super) struct Output {
 
 impl Output {
     /// Bytes that are not sent yet.
-    pub(super) fn pending(&self) -> usize {
+    #[must_use]
+    pub fn pending(&self) -> usize {
         self.pending
     }
 
     /// An empty buffer.
-    pub(super) fn spare(&mut self) -> Buffer {
+    pub fn spare(&mut self) -> Buffer {
         self.spares.pop().unwrap_or_default()
     }
 
     /// Takes a buffer back.
-    pub(super) fn recycle(&mut self, mut buffer: Buffer) {
+    pub fn recycle(&mut self, mut buffer: Buffer) {
         if self.spares.len() < SPARES && buffer.storage.len() <= SPARE_SIZE {
             buffer.truncate(0);
             self.spares.push(buffer);
@@ -95,7 +102,7 @@ impl Output {
     }
 
     /// Lets go of all that is kept to be used again.
-    pub(super) fn rest(&mut self) {
+    pub fn rest(&mut self) {
         self.spares = Vec::new();
         if self.pending == 0 {
             // What may be left is a reply that was taken back.
@@ -104,13 +111,13 @@ impl Output {
     }
 
     /// Queues a finished reply.
-    pub(super) fn push(&mut self, buffer: Buffer) {
+    pub fn push(&mut self, buffer: Buffer) {
         self.pending += buffer.len();
         self.queue.push_back(buffer);
     }
 
     /// Lets `append` put a reply behind all others and says what it said.
-    pub(super) fn append<T>(&mut self, append: impl FnOnce(&mut Buffer) -> T) -> T {
+    pub fn append<T>(&mut self, append: impl FnOnce(&mut Buffer) -> T) -> T {
         if self.queue.back().is_none_or(|last| last.len() >= TAIL) {
             let fresh = self.spare();
             self.queue.push_back(fresh);
@@ -123,7 +130,7 @@ impl Output {
     }
 
     /// Sends as much as the socket takes: how many bytes that was, `Pending` for none.
-    pub(super) fn poll_send<S: AsyncWrite + Unpin>(
+    pub fn poll_send<S: AsyncWrite + Unpin>(
         &mut self,
         stream: &mut S,
         cx: &mut Context<'_>,

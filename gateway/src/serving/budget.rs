@@ -1,6 +1,6 @@
 //! Memory that all connections of a server share for requests in flight, beyond a little that each has of its own.
 //!
-//! Not here: what a request costs, and what a connection may hold at most ([`super::transmission`]). What holds: grants are made in
+//! Not here: what a request costs, and what a connection may hold at most (each server). What holds: grants are made in
 //! the order in which they were asked for, so that no size starves; a grant is given back by dropping it; one of more than
 //! everything is one of everything, so that a single large request is possible with any budget.
 
@@ -14,20 +14,20 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 const UNIT: usize = 1 << 10;
 
 /// The memory.
-pub(super) struct Budget {
+pub struct Budget {
     units: Arc<Semaphore>,
     all: u32,
     waiting: AtomicUsize,
 }
 
 /// Some of it.
-pub(super) struct Grant {
+pub struct Grant {
     permit: OwnedSemaphorePermit,
     bytes: usize,
 }
 
 /// Waits for some of it; dropping it gives up.
-pub(super) type Wait = Pin<Box<dyn Future<Output = Option<Grant>> + Send>>;
+pub type Wait = Pin<Box<dyn Future<Output = Option<Grant>> + Send>>;
 
 /// Counts whoever waits, for as long.
 struct Waiting(Arc<Budget>);
@@ -39,12 +39,14 @@ impl Drop for Waiting {
 }
 
 impl Grant {
-    pub(super) fn bytes(&self) -> usize {
+    /// How much it is.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
         self.bytes
     }
 
     /// Adds another one.
-    pub(super) fn merge(&mut self, other: Grant) {
+    pub fn merge(&mut self, other: Grant) {
         self.bytes = self.bytes.saturating_add(other.bytes);
         self.permit.merge(other.permit);
     }
@@ -52,19 +54,22 @@ impl Grant {
 
 impl Budget {
     /// One of `bytes`; at least one unit.
-    pub(super) fn new(bytes: usize) -> Arc<Self> {
+    #[must_use]
+    pub fn new(bytes: usize) -> Arc<Self> {
         let all = u32::try_from(bytes / UNIT).unwrap_or(u32::MAX).max(1);
         Arc::new(Budget { units: Arc::new(Semaphore::new(all as usize)), all, waiting: AtomicUsize::new(0) })
     }
 
     /// `bytes` of it, if nobody has to wait.
-    pub(super) fn try_take(&self, bytes: usize) -> Option<Grant> {
+    #[must_use]
+    pub fn try_take(&self, bytes: usize) -> Option<Grant> {
         let permit = Arc::clone(&self.units).try_acquire_many_owned(self.units(bytes)).ok()?;
         Some(Grant { permit, bytes })
     }
 
     /// Waits for `bytes` of it.
-    pub(super) fn take(self: &Arc<Self>, bytes: usize) -> Wait {
+    #[must_use]
+    pub fn take(self: &Arc<Self>, bytes: usize) -> Wait {
         self.waiting.fetch_add(1, Ordering::Relaxed);
         let waiting = Waiting(Arc::clone(self));
         let taken = Arc::clone(&self.units).acquire_many_owned(self.units(bytes));
@@ -76,7 +81,8 @@ impl Budget {
     }
 
     /// Whether somebody waits.
-    pub(super) fn is_wanted(&self) -> bool {
+    #[must_use]
+    pub fn is_wanted(&self) -> bool {
         self.waiting.load(Ordering::Relaxed) > 0
     }
 

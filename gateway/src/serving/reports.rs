@@ -4,17 +4,21 @@
 //! Not here: who is told. What holds: at most [`PER_SECOND`] reports of a kind are passed on in a second; what was left out is
 //! counted and told, as one report, when the second is over. The lock is held for a few additions.
 
-use super::Report;
 use crate::{Error, Kind};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+/// Who hears of errors that no caller sees: a device that failed under a request, a connection that could not be accepted.
+/// Called on the server's threads: it must return soon. At most 10 of a kind come in a second, and a count of those left out.
+pub type Report = Arc<dyn Fn(&Error) + Send + Sync>;
+
 /// Reports of one kind that are passed on within a second.
 const PER_SECOND: u32 = 10;
 
 /// What limits the reports of one server.
-pub(super) struct Reports {
+pub struct Reports {
+    server: &'static str,
     report: Report,
     start: Instant,
     windows: Mutex<HashMap<Kind, Window>>,
@@ -52,12 +56,15 @@ impl Window {
 }
 
 impl Reports {
-    pub(super) fn new(report: Report) -> Arc<Self> {
-        Arc::new(Reports { report, start: Instant::now(), windows: Mutex::default() })
+    /// For `server`, as people call it.
+    #[must_use]
+    pub fn new(server: &'static str, report: Report) -> Arc<Self> {
+        Arc::new(Reports { server, report, start: Instant::now(), windows: Mutex::default() })
     }
 
     /// The same as one to call.
-    pub(super) fn as_report(self: &Arc<Self>) -> Report {
+    #[must_use]
+    pub fn as_report(self: &Arc<Self>) -> Report {
         let reports = Arc::clone(self);
         Arc::new(move |error| reports.tell(error))
     }
@@ -72,7 +79,7 @@ impl Reports {
     }
 
     /// Tells of what was left out in seconds that are over.
-    pub(super) fn settle(&self) {
+    pub fn settle(&self) {
         let second = self.start.elapsed().as_secs();
         let due: Vec<(Kind, u64)> =
             self.lock().iter_mut().map(|(kind, window)| (*kind, window.settle(second))).collect();
@@ -81,7 +88,8 @@ impl Reports {
 
     fn confess(&self, kind: Kind, left_out: u64) {
         if left_out > 0 {
-            (self.report)(&Error::new(kind, format!("NBD server: {left_out} more reports of this kind were left out")));
+            let text = format!("{}: {left_out} more reports of this kind were left out", self.server);
+            (self.report)(&Error::new(kind, text));
         }
     }
 
@@ -110,7 +118,8 @@ mod tests {
     fn a_flood_of_one_kind_hides_no_other() {
         let heard = Arc::new(Mutex::new(Vec::new()));
         let sink = Arc::clone(&heard);
-        let reports = Reports::new(Arc::new(move |e: &Error| sink.lock().unwrap().push((e.kind(), e.to_string()))));
+        let reports =
+            Reports::new("a server", Arc::new(move |e: &Error| sink.lock().unwrap().push((e.kind(), e.to_string()))));
         let report = reports.as_report();
         for i in 0..5000 {
             report(&Error::new(Kind::Unavailable, format!("flood {i}")));
