@@ -14,7 +14,7 @@
 use super::errand::{Errand, MAX_LINE, Outcome, Word};
 use super::{MODE, PATIENCE, check_owner, line, may_ask};
 use crate::door::{Caller, Door};
-use crate::nbd::Listener;
+use crate::serving::Listener;
 use crate::{Error, Kind, Result};
 use coffer_repo::cancel::Cancel;
 use rustix::fs::{Mode, OFlags, open};

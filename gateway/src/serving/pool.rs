@@ -34,6 +34,8 @@ struct Shared<J> {
     wake: Condvar,
     /// How many jobs were ever queued: a look without the lock for the thread that stays awake.
     arrivals: AtomicU64,
+    /// How many of these are done.
+    departures: AtomicU64,
 }
 
 struct Queue<J> {
@@ -54,7 +56,12 @@ impl<J> Default for Queue<J> {
 impl<J: Job> Pool<J> {
     /// Starts `threads` threads, named for `server`.
     pub fn start(server: &str, threads: usize) -> Result<Self> {
-        let shared = Shared { queue: Mutex::default(), wake: Condvar::new(), arrivals: AtomicU64::new(0) };
+        let shared = Shared {
+            queue: Mutex::default(),
+            wake: Condvar::new(),
+            arrivals: AtomicU64::new(0),
+            departures: AtomicU64::new(0),
+        };
         let mut pool = Pool { shared: Arc::new(shared), threads: Vec::new() };
         for i in 0..threads.max(1) {
             let shared = Arc::clone(&pool.shared);
@@ -63,6 +70,12 @@ impl<J: Job> Pool<J> {
             pool.threads.push(thread);
         }
         Ok(pool)
+    }
+
+    /// How many jobs are queued or under way, about now.
+    pub fn in_hand(&self) -> u64 {
+        let departures = self.shared.departures.load(Ordering::Relaxed);
+        self.shared.arrivals.load(Ordering::Relaxed).saturating_sub(departures)
     }
 
     /// Queues a job of the connection `lane`.
@@ -86,7 +99,7 @@ impl<J: Job> Shared<J> {
     }
 
     fn work(&self) {
-        let mut vigil = Vigil::default();
+        let mut vigil = Vigil::for_client();
         let mut queue = self.lock();
         loop {
             if let Some(mut job) = queue.pop() {
@@ -94,6 +107,7 @@ impl<J: Job> Shared<J> {
                 vigil.end();
                 // A device that panics costs its own request, not a thread of everybody's.
                 let has_panicked = catch_unwind(AssertUnwindSafe(|| job.run())).is_err();
+                self.departures.fetch_add(1, Ordering::Relaxed);
                 job.finish(has_panicked);
                 queue = self.lock();
             } else if queue.is_closed {

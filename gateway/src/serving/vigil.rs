@@ -1,22 +1,25 @@
-//! Staying awake a moment for the next request of a client that sends one at a time.
+//! Staying awake a moment for what a client that sends one request at a time is about to send, or to get.
 //!
 //! Such a client sends its next request some ten microseconds after it has its answer. A thread that goes to sleep in between has
 //! to be woken, and perhaps the core with it, which takes longer than the request itself. So the event loop goes round a while
-//! instead, as long as that pays: who waited in vain leaves out twice as many waits as the last time.
+//! instead, as long as that pays: who waited in vain leaves out twice as many waits as the last time. Waiting for storage is
+//! another vigil than waiting for the client, so that a slow disk does not spoil what is known of the client.
 //!
-//! Not here: the waiting itself; the loop keeps serving everybody else meanwhile. What holds: one wait is over after [`WATCH`];
+//! Not here: the waiting itself; the loop keeps serving everybody else meanwhile. What holds: one wait is over after its limit;
 //! of a client that never answers in time, fewer than 1 of 500 waits are tried.
 
 use std::time::{Duration, Instant};
 
-/// How long the next request is waited for.
-const WATCH: Duration = Duration::from_micros(60);
+/// How long the next request of a client is waited for.
+const FOR_CLIENT: Duration = Duration::from_micros(60);
+/// How long storage is waited for: a sync of a fast disk takes 100 to 200 us.
+const FOR_STORAGE: Duration = Duration::from_micros(300);
 /// After so many failures in a row the waits that are left out do not become more.
 const MOST_FAILURES: u32 = 9;
 
 /// What one connection is waiting for.
-#[derive(Default)]
 pub struct Vigil {
+    limit: Duration,
     state: State,
     failures: u32,
     /// Waits to leave out.
@@ -34,6 +37,18 @@ enum State {
 }
 
 impl Vigil {
+    /// For the next request of a client.
+    #[must_use]
+    pub fn for_client() -> Self {
+        Vigil { limit: FOR_CLIENT, state: State::Busy, failures: 0, left_out: 0 }
+    }
+
+    /// For a request that storage has.
+    #[must_use]
+    pub fn for_storage() -> Self {
+        Vigil { limit: FOR_STORAGE, ..Vigil::for_client() }
+    }
+
     /// Something moved.
     pub fn end(&mut self) {
         if let State::Watching(_) = std::mem::take(&mut self.state) {
@@ -49,7 +64,7 @@ impl Vigil {
                 return true;
             }
             State::Busy => self.left_out -= 1,
-            State::Watching(since) if now().saturating_duration_since(since) < WATCH => return true,
+            State::Watching(since) if now().saturating_duration_since(since) < self.limit => return true,
             State::Watching(_) => {
                 self.failures = MOST_FAILURES.min(self.failures + 1);
                 self.left_out = 1 << self.failures;
@@ -67,23 +82,23 @@ mod tests {
 
     #[test]
     fn who_answers_in_time_is_waited_for_every_time() {
-        let (mut vigil, start) = (Vigil::default(), Instant::now());
+        let (mut vigil, start) = (Vigil::for_client(), Instant::now());
         for _ in 0..100 {
-            assert!(vigil.is_on(|| start) && vigil.is_on(|| start + WATCH / 2));
+            assert!(vigil.is_on(|| start) && vigil.is_on(|| start + FOR_CLIENT / 2));
             vigil.end();
         }
     }
 
     #[test]
     fn who_never_does_is_hardly_waited_for() {
-        let (mut vigil, start) = (Vigil::default(), Instant::now());
+        let (mut vigil, start) = (Vigil::for_client(), Instant::now());
         let mut watched = 0;
         for _ in 0..10_000 {
             if vigil.is_on(|| start) {
                 watched += 1;
-                assert!(!vigil.is_on(|| start + WATCH));
+                assert!(!vigil.is_on(|| start + FOR_CLIENT));
             }
-            assert!(!vigil.is_on(|| start + 2 * WATCH), "once asleep it sleeps");
+            assert!(!vigil.is_on(|| start + 2 * FOR_CLIENT), "once asleep it sleeps");
             vigil.end();
         }
         assert!((2..30).contains(&watched), "{watched}");
