@@ -15,10 +15,9 @@ mod activity;
 mod limit;
 
 pub use access::{Access, Network, Peer, Permit};
-pub(crate) use activity::Deed;
-pub use activity::{Activity, ActivityTotals, LATENCY_BOUNDS};
+pub use activity::{Activity, ActivityTotals, Deed, LATENCY_BOUNDS};
 pub use limit::Limits;
-pub(crate) use limit::Meter;
+pub use limit::Meter;
 
 use crate::device::BlockDevice;
 use crate::{Error, Kind, Result};
@@ -143,7 +142,8 @@ impl Export {
     }
 
     /// What paces its requests; `None` when nothing does.
-    pub(crate) fn meter(&self) -> Option<&Meter> {
+    #[must_use]
+    pub fn meter(&self) -> Option<&Meter> {
         self.limits.is_some().then(|| self.live.meter.get_or_init(|| Meter::new(self.limits)))
     }
 }

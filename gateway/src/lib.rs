@@ -25,8 +25,8 @@ mod snapshot_device;
 pub use coffer_repo::{Error, Kind, Result};
 pub use device::{BlockDevice, Content, Durability, Extent, Zeroing};
 pub use export::{
-    Access, Activity, ActivityTotals, ChangeSource, Changes, Export, Exports, LATENCY_BOUNDS, Limits, Live, Network,
-    Peer, Permit,
+    Access, Activity, ActivityTotals, ChangeSource, Changes, Deed, Export, Exports, LATENCY_BOUNDS, Limits, Live,
+    Meter, Network, Peer, Permit,
 };
 pub use faulty_device::{Faults, FaultyDevice};
 pub use memory_device::MemoryDevice;

@@ -31,7 +31,7 @@ impl Limits {
 
 /// What paces the requests of one export.
 #[derive(Debug)]
-pub(crate) struct Meter {
+pub struct Meter {
     limits: Limits,
     start: Instant,
     due: Mutex<Due>,
@@ -50,7 +50,7 @@ impl Meter {
     }
 
     /// Lets a request of `bytes` begin (`None`), or says how long to wait before asking again.
-    pub(crate) fn admit(&self, bytes: u64) -> Option<Duration> {
+    pub fn admit(&self, bytes: u64) -> Option<Duration> {
         let now = u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX);
         let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
         due.admit(self.limits, now, bytes).err().map(Duration::from_nanos)

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::ops::Range;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use tokio::io::AsyncWrite;
 
@@ -17,7 +18,9 @@ const SPARE_SIZE: usize = (1 << 20) + (64 << 10);
 const SPARES: usize = 4;
 /// Replies are appended to a buffer until it is as long as this.
 const TAIL: usize = 256 << 10;
-/// Buffers written with one system call.
+/// So many bytes are queued without a buffer.
+const FEW: usize = 64;
+/// Pieces written with one system call.
 const PARTS: usize = 16;
 
 /// A growing run of bytes. The storage is all initialised; the first `len` bytes count.
@@ -32,6 +35,12 @@ impl Buffer {
     #[must_use]
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
     }
 
     /// Those bytes.
@@ -60,6 +69,14 @@ impl Buffer {
         self.len = self.len.min(len);
     }
 
+    /// Lends the bytes to whoever appends to a vector.
+    pub fn lend<T>(&mut self, append: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+        self.storage.truncate(self.len);
+        let said = append(&mut self.storage);
+        self.len = self.storage.len();
+        said
+    }
+
     /// A part of the bytes; empty when it lies outside.
     pub fn part(&mut self, range: Range<usize>) -> &mut [u8] {
         self.storage.get_mut(range).unwrap_or_default()
@@ -71,11 +88,30 @@ impl Buffer {
     }
 }
 
+/// Something that waits to be sent.
+enum Piece {
+    Own(Buffer),
+    /// A part of a buffer that others need, too.
+    Part(Arc<Buffer>, Range<usize>),
+    /// So many of these bytes.
+    Few([u8; FEW], u8),
+}
+
+impl Piece {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Piece::Own(buffer) => buffer.filled(),
+            Piece::Part(buffer, range) => buffer.filled().get(range.clone()).unwrap_or_default(),
+            Piece::Few(bytes, len) => bytes.get(..usize::from(*len)).unwrap_or_default(),
+        }
+    }
+}
+
 /// What waits to be sent, and buffers to use again.
 #[derive(Default)]
 pub struct Output {
-    queue: VecDeque<Buffer>,
-    /// Bytes of the first buffer that are sent already.
+    queue: VecDeque<Piece>,
+    /// Bytes of the first piece that are sent already.
     sent: usize,
     pending: usize,
     spares: Vec<Buffer>,
@@ -113,16 +149,33 @@ impl Output {
     /// Queues a finished reply.
     pub fn push(&mut self, buffer: Buffer) {
         self.pending += buffer.len();
-        self.queue.push_back(buffer);
+        self.queue.push_back(Piece::Own(buffer));
+    }
+
+    /// Queues a part of a buffer that is kept elsewhere, too.
+    pub fn push_part(&mut self, buffer: Arc<Buffer>, range: Range<usize>) {
+        let piece = Piece::Part(buffer, range);
+        self.pending += piece.bytes().len();
+        self.queue.push_back(piece);
+    }
+
+    /// Queues a few bytes between such parts.
+    pub fn push_bytes(&mut self, bytes: &[u8]) {
+        for few in bytes.chunks(FEW) {
+            let mut storage = [0; FEW];
+            storage.iter_mut().zip(few).for_each(|(place, byte)| *place = *byte);
+            self.pending += few.len();
+            self.queue.push_back(Piece::Few(storage, u8::try_from(few.len()).unwrap_or(0)));
+        }
     }
 
     /// Lets `append` put a reply behind all others and says what it said.
     pub fn append<T>(&mut self, append: impl FnOnce(&mut Buffer) -> T) -> T {
-        if self.queue.back().is_none_or(|last| last.len() >= TAIL) {
+        if !matches!(self.queue.back(), Some(Piece::Own(last)) if last.len() < TAIL) {
             let fresh = self.spare();
-            self.queue.push_back(fresh);
+            self.queue.push_back(Piece::Own(fresh));
         }
-        let Some(tail) = self.queue.back_mut() else { return append(&mut Buffer::default()) };
+        let Some(Piece::Own(tail)) = self.queue.back_mut() else { return append(&mut Buffer::default()) };
         let before = tail.len();
         let said = append(tail);
         self.pending = self.pending + tail.len() - before;
@@ -138,8 +191,8 @@ impl Output {
         let mut parts = [IoSlice::new(&[]); PARTS];
         let mut used = 0;
         let mut skip = self.sent;
-        for (part, buffer) in parts.iter_mut().zip(&self.queue) {
-            *part = IoSlice::new(buffer.filled().get(skip..).unwrap_or_default());
+        for (part, piece) in parts.iter_mut().zip(&self.queue) {
+            *part = IoSlice::new(piece.bytes().get(skip..).unwrap_or_default());
             skip = 0;
             used += 1;
         }
@@ -159,11 +212,17 @@ impl Output {
         self.pending -= n;
         self.sent += n;
         while let Some(first) = self.queue.front()
-            && self.sent >= first.len()
+            && self.sent >= first.bytes().len()
         {
-            self.sent -= first.len();
-            if let Some(done) = self.queue.pop_front() {
-                self.recycle(done);
+            self.sent -= first.bytes().len();
+            match self.queue.pop_front() {
+                Some(Piece::Own(done)) => self.recycle(done),
+                Some(Piece::Part(shared, _)) => {
+                    if let Some(done) = Arc::into_inner(shared) {
+                        self.recycle(done);
+                    }
+                }
+                Some(Piece::Few(..)) | None => {}
             }
         }
     }
@@ -179,7 +238,14 @@ mod tests {
         let mut due = Vec::new();
         for i in 0..40u8 {
             let bytes = vec![i; 100_000];
-            if i % 3 == 0 {
+            if i % 4 == 1 {
+                let mut buffer = output.spare();
+                buffer.extend(&bytes);
+                let shared = Arc::new(buffer);
+                output.push_part(Arc::clone(&shared), 0..30_000);
+                output.push_bytes(&bytes[..100]);
+                output.push_part(shared, 30_100..100_000);
+            } else if i % 3 == 0 {
                 let mut buffer = output.spare();
                 buffer.extend(&bytes);
                 output.push(buffer);
@@ -192,7 +258,7 @@ mod tests {
         let mut found: Vec<u8> = Vec::new();
         let mut take = 1;
         while output.pending() > 0 {
-            let first = output.queue.front().unwrap().filled()[output.sent..].to_vec();
+            let first = output.queue.front().unwrap().bytes()[output.sent..].to_vec();
             let n = first.len().min(take);
             found.extend(&first[..n]);
             output.advance(n);
