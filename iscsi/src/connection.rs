@@ -143,7 +143,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             if self.poll_alarm(cx) {
                 continue;
             }
-            if self.vigil.is_on(Instant::now) {
+            if self.vigil.is_on(self.desk.jobs(), self.services.pool.in_hand()) {
                 cx.waker().wake_by_ref();
             }
             return Poll::Pending;

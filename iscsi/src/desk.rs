@@ -457,6 +457,11 @@ impl Desk {
         self.ending = Ending::Flush;
     }
 
+    /// Jobs of its own that the storage threads have.
+    pub(crate) fn jobs(&self) -> usize {
+        self.jobs
+    }
+
     /// Whether nothing is under way.
     pub(crate) fn is_idle(&self) -> bool {
         self.exchanges.is_empty() && self.held.is_empty() && self.jobs == 0 && self.sender.output.pending() == 0

@@ -5,7 +5,7 @@
 //! connections may have in flight; nothing is executed under the lock. One idle thread may stay awake a moment for the next
 //! request ([`super::vigil`]): every look at the queue is under the lock, so that none is forgotten when it goes to sleep.
 
-use super::vigil::Vigil;
+use super::vigil::Patience;
 use crate::{Error, Result};
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -99,12 +99,12 @@ impl<J: Job> Shared<J> {
     }
 
     fn work(&self) {
-        let mut vigil = Vigil::for_client();
+        let mut patience = Patience::for_client();
         let mut queue = self.lock();
         loop {
             if let Some(mut job) = queue.pop() {
                 drop(queue);
-                vigil.end();
+                patience.end();
                 // A device that panics costs its own request, not a thread of everybody's.
                 let has_panicked = catch_unwind(AssertUnwindSafe(|| job.run())).is_err();
                 self.departures.fetch_add(1, Ordering::Relaxed);
@@ -112,11 +112,11 @@ impl<J: Job> Shared<J> {
                 queue = self.lock();
             } else if queue.is_closed {
                 return;
-            } else if !queue.is_watched && vigil.is_on(Instant::now) {
+            } else if !queue.is_watched && patience.is_on(Instant::now) {
                 queue.is_watched = true;
                 let arrivals = self.arrivals.load(Ordering::Relaxed);
                 drop(queue);
-                while self.arrivals.load(Ordering::Relaxed) == arrivals && vigil.is_on(Instant::now) {
+                while self.arrivals.load(Ordering::Relaxed) == arrivals && patience.is_on(Instant::now) {
                     std::thread::yield_now();
                 }
                 queue = self.lock();

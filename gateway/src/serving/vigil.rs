@@ -17,8 +17,39 @@ const FOR_STORAGE: Duration = Duration::from_micros(300);
 /// After so many failures in a row the waits that are left out do not become more.
 const MOST_FAILURES: u32 = 9;
 
-/// What one connection is waiting for.
+/// What a connection is waiting for.
 pub struct Vigil {
+    client: Patience,
+    storage: Patience,
+}
+
+impl Default for Vigil {
+    fn default() -> Self {
+        Vigil { client: Patience::for_client(), storage: Patience { limit: FOR_STORAGE, ..Patience::for_client() } }
+    }
+}
+
+impl Vigil {
+    /// Something moved.
+    pub fn end(&mut self) {
+        self.client.end();
+        self.storage.end();
+    }
+
+    /// Nothing moves: whether to look again at once. Of the jobs `in_hand` of the storage threads `own` are the connection's. While
+    /// they work for others the processor has better to do.
+    pub fn is_on(&mut self, own: usize, in_hand: u64) -> bool {
+        match (own, in_hand) {
+            (0, 0) => self.client.is_on(Instant::now),
+            // Perhaps it was done this moment.
+            (1, 0 | 1) => self.storage.is_on(Instant::now),
+            _ => false,
+        }
+    }
+}
+
+/// How long one thing is waited for, and whether at all.
+pub(super) struct Patience {
     limit: Duration,
     state: State,
     failures: u32,
@@ -36,28 +67,21 @@ enum State {
     Asleep,
 }
 
-impl Vigil {
+impl Patience {
     /// For the next request of a client.
-    #[must_use]
-    pub fn for_client() -> Self {
-        Vigil { limit: FOR_CLIENT, state: State::Busy, failures: 0, left_out: 0 }
+    pub(super) fn for_client() -> Self {
+        Patience { limit: FOR_CLIENT, state: State::Busy, failures: 0, left_out: 0 }
     }
 
-    /// For a request that storage has.
-    #[must_use]
-    pub fn for_storage() -> Self {
-        Vigil { limit: FOR_STORAGE, ..Vigil::for_client() }
-    }
-
-    /// Something moved.
-    pub fn end(&mut self) {
+    /// It came.
+    pub(super) fn end(&mut self) {
         if let State::Watching(_) = std::mem::take(&mut self.state) {
             self.failures = 0;
         }
     }
 
-    /// Nothing moves: whether to look again at once.
-    pub fn is_on(&mut self, now: impl FnOnce() -> Instant) -> bool {
+    /// It did not come yet: whether to look again at once.
+    pub(super) fn is_on(&mut self, now: impl FnOnce() -> Instant) -> bool {
         match self.state {
             State::Busy if self.left_out == 0 => {
                 self.state = State::Watching(now());
@@ -82,7 +106,7 @@ mod tests {
 
     #[test]
     fn who_answers_in_time_is_waited_for_every_time() {
-        let (mut vigil, start) = (Vigil::for_client(), Instant::now());
+        let (mut vigil, start) = (Patience::for_client(), Instant::now());
         for _ in 0..100 {
             assert!(vigil.is_on(|| start) && vigil.is_on(|| start + FOR_CLIENT / 2));
             vigil.end();
@@ -91,7 +115,7 @@ mod tests {
 
     #[test]
     fn who_never_does_is_hardly_waited_for() {
-        let (mut vigil, start) = (Vigil::for_client(), Instant::now());
+        let (mut vigil, start) = (Patience::for_client(), Instant::now());
         let mut watched = 0;
         for _ in 0..10_000 {
             if vigil.is_on(|| start) {

@@ -48,7 +48,6 @@ pub(super) struct Transmission<S> {
     /// Until the request at the head of the input may ask its export's limits again.
     hold: Option<Pin<Box<Sleep>>>,
     vigil: Vigil,
-    storage_vigil: Vigil,
     /// Whether the request at the head of the input was let through by its export's limits, and waits for something else.
     is_charged: bool,
     /// What it has of the common budget.
@@ -92,8 +91,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
             services,
             visit,
             hold: None,
-            vigil: Vigil::for_client(),
-            storage_vigil: Vigil::for_storage(),
+            vigil: Vigil::default(),
             is_charged: false,
             grant: None,
             wait: None,
@@ -156,7 +154,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
             self.settle();
             if has_moved {
                 self.vigil.end();
-                self.storage_vigil.end();
                 continue;
             }
             if let Some(wait) = &mut self.wait
@@ -171,13 +168,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
                 self.hold = None;
                 continue;
             }
-            // While storage threads work for others the processor has better to do than to go round.
-            let is_awake = match (self.requests_in_pool, self.services.pool.in_hand()) {
-                (0, 0) => self.vigil.is_on(Instant::now),
-                (1, 0 | 1) => self.storage_vigil.is_on(Instant::now),
-                _ => false,
-            };
-            if is_awake {
+            if self.vigil.is_on(self.requests_in_pool, self.services.pool.in_hand()) {
                 cx.waker().wake_by_ref();
             }
             return Poll::Pending;
