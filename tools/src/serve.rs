@@ -3,18 +3,22 @@
 //! ```text
 //!   place            where: a port, a socket file, or what systemd hands over (activation)
 //!   offer            what, to whom, how fast, compared with what
+//!   target           an iSCSI target: what, to whom
+//!   iscsi            one of a command line
 //!   configuration    the same in a file
 //!   gateway          a process whose exports come and go
 //!     remembered     those that were added by command
 //! ```
-//! Not here: serving ([`coffer_gateway::nbd`]). What holds: nothing listens before all that was asked for is found and allowed.
+//! Not here: serving ([`coffer_gateway::nbd`], [`coffer_iscsi`]). What holds: nothing listens before all that was asked for is found and allowed.
 
 mod activation;
 mod configuration;
 mod gateway;
+mod iscsi;
 mod offer;
 mod place;
 mod remembered;
+mod target;
 
 use crate::budgets::Budgets;
 use crate::context::Context;
@@ -58,6 +62,7 @@ pub(crate) struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Nbd(Box<Nbd>),
+    Iscsi(Box<iscsi::Iscsi>),
 }
 
 /// Serve disks as NBD exports until a signal ends it: points read-only, forks to be written
@@ -144,9 +149,10 @@ impl Arguments {
         environment::allow_many_files();
         match (&self.command, &self.config) {
             (Some(Command::Nbd(nbd)), _) => nbd.run(context),
+            (Some(Command::Iscsi(iscsi)), _) => iscsi.run(context),
             (None, Some(file)) if self.check => gateway::check(file),
             (None, Some(file)) => gateway::run(context, file, self.metrics.as_ref()),
-            (None, None) => Err(wrong_use("serve what? Say --config FILE, or serve nbd")),
+            (None, None) => Err(wrong_use("serve what? Say --config FILE, serve nbd or serve iscsi")),
         }
     }
 }

@@ -101,7 +101,7 @@ pub(super) fn run(context: &Context, file: &Path, metrics: Option<&Place>) -> Re
         };
     })?;
     let opener = Opener::new(context, frame.budgets.reader_options())?;
-    let folder = context.settings.state()?.join(opener.repo().keys().repo().to_string());
+    let folder = opener.state_folder()?;
     let table = Arc::new(Exports::new());
     let mut gateway = Gateway {
         context,
@@ -215,7 +215,7 @@ impl Gateway<'_> {
         if offer.names_certificate() && !self.has_certificates {
             return Err(wrong_use("cert: needs TLS with client certificates: 'client-ca' in the configuration"));
         }
-        let Opened { export, fork, meant, is_compared } = self.opener.open(offer)?;
+        let Opened { export, fork, meant, is_compared, .. } = self.opener.open(offer)?;
         refuse_unused(&offer.changed_since, &is_compared, "there is no such point of that machine")?;
         let export = self.exports.add(export)?;
         self.standing.insert(name.clone(), Standing { export: Arc::clone(&export), origin, fork });

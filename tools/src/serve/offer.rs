@@ -22,6 +22,7 @@ use coffer_repo::repository::Repository;
 use coffer_repo::snapshot::{Disk, Snapshot};
 use std::collections::HashMap;
 use std::num::NonZeroU64;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::{Arc, Weak};
 
@@ -86,6 +87,8 @@ pub(super) struct Opened {
     pub(super) fork: Option<OpenFork>,
     /// The same as it was meant at this moment: the point by its id.
     pub(super) meant: String,
+    /// What the disk is, whoever offers it and whenever.
+    pub(super) identity: String,
     /// Which of the offer's comparisons are of this export.
     pub(super) is_compared: Vec<bool>,
 }
@@ -154,6 +157,11 @@ impl<'a> Opener<'a> {
         &self.repo
     }
 
+    /// Where this machine keeps what is nowhere else, for this repository.
+    pub(super) fn state_folder(&self) -> Result<PathBuf> {
+        Ok(self.context.settings.state()?.join(self.repo.keys().repo().to_string()))
+    }
+
     /// Learns of points that came and went since.
     pub(super) fn refresh(&mut self) -> Result<()> {
         self.points = self.context.points(&self.repo)?;
@@ -166,11 +174,12 @@ impl<'a> Opener<'a> {
     pub(super) fn open(&mut self, offer: &Offer) -> Result<Opened> {
         let spec = &offer.spec;
         let mut is_compared = vec![false; offer.changed_since.len()];
-        let (export, fork, meant) = match &spec.what {
+        let (export, fork, meant, identity) = match &spec.what {
             Exported::Fork(name) => {
                 let served = self.fork(name)?;
                 let export = fork::export(&spec.name, name, Arc::clone(&served.fork));
-                (export, Some(OpenFork { name: name.clone(), served }), format!("{}=fork:{name}", spec.name))
+                let identity = format!("fork {name} of {}", served.fork.header().created.seconds());
+                (export, Some(OpenFork { name: name.clone(), served }), format!("{}=fork:{name}", spec.name), identity)
             }
             Exported::Point(point) => {
                 let snapshot = choose(point, &self.points)?.clone();
@@ -196,11 +205,13 @@ impl<'a> Opener<'a> {
                 export.description = format!("{}@{}:{}", snapshot.workload, snapshot.time(), disk.name);
                 export.read_only = true;
                 export.changes = changes;
-                (export, None, format!("{}={}:{}", spec.name, snapshot.id(), disk.name))
+                let identity = format!("disk {} of {}", disk.name, snapshot.id());
+                (export, None, format!("{}={}:{}", spec.name, snapshot.id(), disk.name), identity)
             }
         };
         let export = Export { access: Access::only(offer.permits.clone()), limits: offer.limits, ..export };
-        Ok(Opened { export, fork, meant, is_compared })
+        let identity = format!("{}: {identity}", self.repo.keys().repo());
+        Ok(Opened { export, fork, meant, identity, is_compared })
     }
 
     /// Holds a point, once.
