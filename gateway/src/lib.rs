@@ -13,12 +13,14 @@ pub mod device;
 mod door;
 mod export;
 mod faulty_device;
+mod file_device;
 pub mod fork;
 mod memory_device;
 pub mod metrics;
 pub mod nbd;
 mod snapshot_changes;
 mod snapshot_device;
+pub mod target;
 
 pub use coffer_repo::{Error, Kind, Result};
 pub use device::{BlockDevice, Content, Durability, Extent, Zeroing};
@@ -27,6 +29,7 @@ pub use export::{
     Peer, Permit,
 };
 pub use faulty_device::{Faults, FaultyDevice};
+pub use file_device::FileDevice;
 pub use memory_device::MemoryDevice;
 pub use snapshot_changes::SnapshotChanges;
 pub use snapshot_device::SnapshotDevice;
