@@ -78,7 +78,15 @@ impl FileDevice {
             false => 512,
         };
         let path = path.to_owned();
-        Ok(FileDevice { file, path, size, block_size, is_block_device, failed: OnceLock::new(), syncs: Mutex::default() })
+        Ok(FileDevice {
+            file,
+            path,
+            size,
+            block_size,
+            is_block_device,
+            failed: OnceLock::new(),
+            syncs: Mutex::default(),
+        })
     }
 
     /// Whether it is a block device and no file.

@@ -117,7 +117,9 @@ impl Place {
             return Err(Error::invalid(format!("{self} can be read only")));
         }
         if found < size {
-            return Err(Error::invalid(format!("{self} has {found} bytes, the disk needs {size}: choose a larger one")));
+            return Err(Error::invalid(format!(
+                "{self} has {found} bytes, the disk needs {size}: choose a larger one"
+            )));
         }
         if found > size && !may_be_larger {
             let why = "a file has to be as large as the disk: resize it, or name one that does not exist";
@@ -130,7 +132,8 @@ impl Place {
     fn check_empty(&self, device: &dyn BlockDevice) -> Result<()> {
         let size = device.size();
         let holds = |from: u64, to: u64| {
-            let why = format!("{self} is not empty (bytes {from} to {to} are not all zero); say --force to overwrite it");
+            let why =
+                format!("{self} is not empty (bytes {from} to {to} are not all zero); say --force to overwrite it");
             Err(Error::invalid(why))
         };
         let tail = size.saturating_sub(ENDS);

@@ -1,5 +1,7 @@
 //! `coffer fork`: writable copies of disks of points, on this machine.
 
+mod hydrate;
+
 use crate::backup::{ATTEMPTS, Summary, sample, time_after};
 use crate::context::{Context, choose_disk, entropy};
 use crate::environment;
@@ -17,6 +19,7 @@ use coffer_repo::reader::{Reader, ReaderOptions};
 use coffer_repo::repository::Repository;
 use coffer_repo::snapshot::Snapshot;
 use coffer_repo::writer::{Progress, WriterOptions};
+use hydrate::Hydrate;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -34,6 +37,7 @@ enum Command {
     Create(Create),
     List(List),
     Commit(Commit),
+    Hydrate(Hydrate),
     Drop(Drop),
 }
 
@@ -63,7 +67,7 @@ struct Commit {
     tags: Vec<String>,
 }
 
-/// Drop forks: what was written to them is gone, and their points are no longer held
+/// Drop forks: what was written to them is gone, and their points are no longer held; what they were handed over to is not touched
 #[derive(Debug, clap::Args)]
 struct Drop {
     /// Which ones
@@ -77,6 +81,7 @@ impl Arguments {
             Command::Create(create) => create.run(context),
             Command::List(list) => list.run(context),
             Command::Commit(commit) => commit.run(context),
+            Command::Hydrate(hydrate) => hydrate.run(context),
             Command::Drop(drop) => drop.run(context),
         }
     }
@@ -228,14 +233,19 @@ fn object(name: &ForkName, header: &ForkHeader) -> Value {
         "time": header.created.to_string(),
         "time_seconds": header.created.seconds(),
         "pin": header.pin.id.to_string(),
+        "handed_to": header.handed_to,
     })
 }
 
 fn row(fork: &ListedFork) -> Vec<String> {
-    let state = if fork.is_open { "open" } else { "" };
+    let mut state = if fork.is_open { "open".to_owned() } else { String::new() };
+    if let Ok(ForkHeader { handed_to: Some(target), .. }) = &fork.header {
+        let comma = if state.is_empty() { "" } else { ", " };
+        state += &format!("{comma}handed over to {target}");
+    }
     let (of, made, bytes) = match &fork.header {
         Ok(header) => (origin(header), header.created.to_string(), size(header.size)),
         Err(_) => ("damaged".to_owned(), String::new(), String::new()),
     };
-    vec![fork.name.to_string(), of, made, state.to_owned(), bytes, size(fork.taken)]
+    vec![fork.name.to_string(), of, made, state, bytes, size(fork.taken)]
 }

@@ -29,7 +29,9 @@ mod windows;
 pub use commit::{Commit, CommitPlan};
 pub use folder::{ForkName, Forks, ListedFork};
 pub use header::ForkHeader;
-pub use hydration::{HandOver, Hydration, HydrationPlan, HydrationProgress, Phase, Transfer, TransferPlan, Transferred, Waypoint};
+pub use hydration::{
+    HandOver, Hydration, HydrationPlan, HydrationProgress, Phase, Transfer, TransferPlan, Transferred, Waypoint,
+};
 pub use layer::{Layer, Media};
 pub use medium::{FileMedium, Medium};
 pub use opened::Fork;

@@ -93,7 +93,9 @@ impl<'a> Hydration<'a> {
             true => Some(plan.to.open_for(size, overwrite)?),
             false if is_needed => {
                 let why = "bring it back, or say --restart to copy everything again";
-                return Err(Error::not_found(format!("{target}, which a part of the fork was copied to, is gone; {why}")));
+                return Err(Error::not_found(format!(
+                    "{target}, which a part of the fork was copied to, is gone; {why}"
+                )));
             }
             false => None,
         };

@@ -83,7 +83,8 @@ impl Site<'_> {
             at = piece.end;
         }
         self.unverified.set(regions.clone());
-        for region in regions.clone().filter(|region| !self.stack.touches(&self.tracker.bytes(&(*region..region + 1)))) {
+        for region in regions.clone().filter(|region| !self.stack.touches(&self.tracker.bytes(&(*region..region + 1))))
+        {
             self.copied.set(region..region + 1);
         }
         self.tracker.note_progress();
@@ -100,7 +101,8 @@ impl Site<'_> {
             // What is a hole on both sides needs no reading: a thin disk is mostly that.
             if let Some(hole) = long_hole(&extents) {
                 let found = self.target.extents(hole.clone(), BATCH)?;
-                if let Some(same) = found.first().filter(|e| e.content == Content::Zero && e.range.start == hole.start) {
+                if let Some(same) = found.first().filter(|e| e.content == Content::Zero && e.range.start == hole.start)
+                {
                     at = same.range.end.min(hole.end);
                     self.progress.verified.fetch_add(at - hole.start, Ordering::Relaxed);
                     continue;
@@ -286,7 +288,8 @@ mod tests {
     #[test]
     fn long_holes_stay_holes_and_short_ones_are_bytes() {
         use Content::{Bytes, Unreadable, Zero};
-        let found = extents(&[(4 * K, Bytes), (8 * K, Zero), (4 * K, Bytes), (64 * K, Zero), (4 * K, Unreadable), (9, Bytes)]);
+        let found =
+            extents(&[(4 * K, Bytes), (8 * K, Zero), (4 * K, Bytes), (64 * K, Zero), (4 * K, Unreadable), (9, Bytes)]);
         let end = 84 * K + 9;
         assert_eq!(piece_of(&found).unwrap(), 0..end);
         assert_eq!(parts(&found, &(0..end)), [(0..16 * K, false), (16 * K..84 * K, true), (84 * K..end, false)]);

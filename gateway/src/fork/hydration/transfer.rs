@@ -100,6 +100,13 @@ struct Scribe {
     next: Instant,
 }
 
+/// What comes next in a pass.
+struct Next {
+    regions: Range<u64>,
+    /// As far as a look tells.
+    is_hole: bool,
+}
+
 /// What one pass over a disk is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Task {
@@ -259,8 +266,8 @@ impl<'a> Transfer<'a> {
         };
         Crew::run(plan.workers, work, |crew| {
             let mut at = 0;
-            while let Some(regions) = site.next(pass.task, &mut at)? {
-                pass.pace(site.tracker.bytes(&regions))?;
+            while let Some(Next { regions, is_hole }) = site.next(pass.task, &mut at)? {
+                pass.pace(site.tracker.bytes(&regions), is_hole)?;
                 crew.wait_clear(&regions)?;
                 match pass.task {
                     Task::Copy => site.tracker.dirty().clear(regions.clone()),
@@ -277,12 +284,12 @@ impl<'a> Transfer<'a> {
 }
 
 impl Pass<'_> {
-    /// Waits until `range` may be worked on. Holes cost nothing: a stretch that is longer than a piece is one.
-    fn pace(&self, range: Range<u64>) -> Result<()> {
+    /// Waits until `range` may be worked on. Holes cost nothing.
+    fn pace(&self, range: Range<u64>, is_hole: bool) -> Result<()> {
         let length = range.end - range.start;
         loop {
             self.cancel.check()?;
-            match self.meter.filter(|_| length <= PIECE).and_then(|meter| meter.admit(length)) {
+            match self.meter.filter(|_| !is_hole).and_then(|meter| meter.admit(length)) {
                 Some(wait) => std::thread::sleep(wait.min(NAP)),
                 None => return Ok(()),
             }
@@ -292,13 +299,13 @@ impl Pass<'_> {
 
 impl Site<'_> {
     /// The regions that come next in a pass that has come to `at`.
-    fn next(&self, task: Task, at: &mut u64) -> Result<Option<Range<u64>>> {
+    fn next(&self, task: Task, at: &mut u64) -> Result<Option<Next>> {
         let region = self.tracker.region();
         let usual = (PIECE / region).max(1);
         if task == Task::Copy
             && let Some(hot) = self.tracker.next_hot(usual)
         {
-            return Ok(Some(hot));
+            return Ok(Some(Next { regions: hot, is_hole: false }));
         }
         let run = match task {
             Task::Copy => self.tracker.dirty().next_run(*at, LONGEST_HOLE / region),
@@ -309,7 +316,7 @@ impl Site<'_> {
         let hole = long_hole(&self.look(&self.tracker.bytes(&run))?).map_or(0, |hole| hole.end / region);
         let end = run.end.min((run.start + usual).max(hole));
         *at = end;
-        Ok(Some(run.start..end))
+        Ok(Some(Next { regions: run.start..end, is_hole: end <= hole }))
     }
 
     /// Regions that are to be compared, and not to be copied before that.
