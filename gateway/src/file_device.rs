@@ -15,7 +15,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{IoSliceMut, Result as IoResult};
 use std::num::NonZeroU64;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -38,12 +38,12 @@ impl FileDevice {
     pub fn create(path: &Path, size: u64) -> Result<Self> {
         let made = OpenOptions::new().read(true).write(true).create_new(true).open(path);
         let file = made.map_err(|e| Error::io(format!("making {}", path.display()), e))?;
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         file.set_len(size)
             .and_then(|()| file.sync_all())
-            .and_then(|()| File::open(folder)?.sync_all())
             .map_err(|e| Error::io(format!("giving {} its {size} bytes", path.display()), e))?;
-        Self::with(file, path, false)
+        let device = Self::with(file, path, false)?;
+        device.settle_name()?;
+        Ok(device)
     }
 
     /// Opens a file or a block device that exists. `Locked` when it is in use.
@@ -93,6 +93,31 @@ impl FileDevice {
     #[must_use]
     pub fn is_block_device(&self) -> bool {
         self.is_block_device
+    }
+
+    /// Sees that it is still what its path leads to, and makes that durable: whoever opens the path finds what was written here.
+    /// `NotFound` when it was removed or replaced.
+    pub fn settle_name(&self) -> Result<()> {
+        let failed = |e| Error::io(format!("looking at {}", self.path.display()), e);
+        let gone = || {
+            let why = "was removed, or another took its place, while it was written to";
+            Error::not_found(format!("{} {why}; bring it back", self.path.display()))
+        };
+        let own = self.file.metadata().map_err(failed)?;
+        let found = match std::fs::metadata(&self.path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(gone()),
+            found => found.map_err(failed)?,
+        };
+        // A device has the same number by whatever file.
+        if self.is_block_device {
+            return if own.rdev() == found.rdev() { Ok(()) } else { Err(gone()) };
+        }
+        if (own.dev(), own.ino()) != (found.dev(), found.ino()) {
+            return Err(gone());
+        }
+        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let sync = File::open(folder).and_then(|folder| folder.sync_all());
+        sync.map_err(|e| Error::io(format!("making the name of {} durable", self.path.display()), e))
     }
 
     fn done<T>(&self, what: &str, at: u64, result: IoResult<T>) -> Result<T> {

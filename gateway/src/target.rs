@@ -27,6 +27,13 @@ pub enum Place {
     Nbd(NbdUri),
 }
 
+/// A place that was opened.
+pub struct Target {
+    device: Arc<dyn BlockDevice>,
+    /// The same, if it is one.
+    file: Option<Arc<FileDevice>>,
+}
+
 /// Whether what a place holds may be overwritten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Overwrite {
@@ -85,35 +92,34 @@ impl Place {
     }
 
     /// Makes a file with `size` bytes there, all of them a hole.
-    pub fn create(&self, size: u64) -> Result<Arc<dyn BlockDevice>> {
+    pub fn create(&self, size: u64) -> Result<Target> {
         match self {
-            Place::Path(path) => Ok(Arc::new(FileDevice::create(path, size)?)),
+            Place::Path(path) => Ok(Target::of_file(FileDevice::create(path, size)?)),
             Place::Nbd(_) => Err(Error::internal("an export cannot be made from here")),
         }
     }
 
     /// Opens what is there for a disk of `size` bytes that it is to take. `Invalid` when it is smaller, or holds something that is not
     /// to be overwritten, or is a file of another size: a file is the disk and nothing else.
-    pub fn open_for(&self, size: u64, overwrite: Overwrite) -> Result<Arc<dyn BlockDevice>> {
-        let device = self.open(size)?;
+    pub fn open_for(&self, size: u64, overwrite: Overwrite) -> Result<Target> {
+        let target = self.open(size)?;
         if overwrite == Overwrite::IfEmpty {
-            self.check_empty(&*device)?;
+            self.check_empty(&*target.device)?;
         }
-        Ok(device)
+        Ok(target)
     }
 
     /// Opens what is there and holds a disk of `size` bytes.
-    pub fn open(&self, size: u64) -> Result<Arc<dyn BlockDevice>> {
-        let (device, may_be_larger): (Arc<dyn BlockDevice>, bool) = match self {
-            Place::Path(path) => {
-                let file = FileDevice::open(path)?;
-                let is_block_device = file.is_block_device();
-                (Arc::new(file), is_block_device)
+    pub fn open(&self, size: u64) -> Result<Target> {
+        let target = match self {
+            Place::Path(path) => Target::of_file(FileDevice::open(path)?),
+            Place::Nbd(uri) => {
+                Target { device: Arc::new(NbdClient::connect(uri, &ClientOptions::default())?), file: None }
             }
-            Place::Nbd(uri) => (Arc::new(NbdClient::connect(uri, &ClientOptions::default())?), true),
         };
-        let found = device.size();
-        if device.is_read_only() {
+        let found = target.device.size();
+        let may_be_larger = target.file.as_ref().is_none_or(|file| file.is_block_device());
+        if target.device.is_read_only() {
             return Err(Error::invalid(format!("{self} can be read only")));
         }
         if found < size {
@@ -125,7 +131,7 @@ impl Place {
             let why = "a file has to be as large as the disk: resize it, or name one that does not exist";
             return Err(Error::invalid(format!("{self} has {found} bytes, the disk has {size}; {why}")));
         }
-        Ok(device)
+        Ok(target)
     }
 
     /// An error when something seems to be there.
@@ -150,6 +156,24 @@ impl Place {
             Some(extent) if extent.range != (0..size) => holds(extent.range.start, extent.range.end),
             _ => Ok(()),
         }
+    }
+}
+
+impl Target {
+    fn of_file(file: FileDevice) -> Self {
+        let file = Arc::new(file);
+        Target { device: Arc::clone(&file) as _, file: Some(file) }
+    }
+
+    /// What it is.
+    #[must_use]
+    pub fn device(&self) -> Arc<dyn BlockDevice> {
+        Arc::clone(&self.device)
+    }
+
+    /// Sees that whoever opens the place finds this target, and makes that durable.
+    pub fn settle_name(&self) -> Result<()> {
+        self.file.as_ref().map_or(Ok(()), |file| file.settle_name())
     }
 }
 
@@ -187,12 +211,12 @@ mod tests {
             assert!(error.kind() == Kind::Invalid && error.to_string().contains(&size.to_string()), "{error}");
         }
         for at in [0, 4 << 20, (8 << 20) - 1] {
-            let device = place.open(8 << 20).unwrap();
+            let device = place.open(8 << 20).unwrap().device();
             device.write_at(at, &[1], Durability::Cached).unwrap();
             drop(device);
             let error = place.open_for(8 << 20, Overwrite::IfEmpty).err().unwrap();
             assert!(error.to_string().contains("--force"), "{error}");
-            let device = place.open_for(8 << 20, Overwrite::Always).unwrap();
+            let device = place.open_for(8 << 20, Overwrite::Always).unwrap().device();
             let how = crate::Zeroing { may_unmap: true, fast_only: false, durability: Durability::Cached };
             device.zero(0..8 << 20, how).unwrap();
         }

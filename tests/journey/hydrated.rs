@@ -12,6 +12,7 @@ use coffer_repo::reader::{Reader, ReaderOptions};
 use coffer_repo::time::Timestamp;
 use coffer_tests::coffer::Coffer;
 use coffer_tests::image::{self, MIB};
+use coffer_tests::kernel::{LoopDevice, Mounted};
 use coffer_tests::program::{Running, attempt, outside, run};
 use coffer_tests::qmp::Qmp;
 use serde_json::json;
@@ -127,6 +128,32 @@ fn a_fork_becomes_an_export_of_somebody_elses() {
     far.kill();
     coffer.fails(&SERVE, &["'lab' was handed over to", "far.sock", "drop"]);
     coffer.run(&["fork", "drop", "lab"]);
+}
+
+#[test]
+fn a_fork_becomes_a_block_device_that_nobody_uses() {
+    let coffer = forked();
+    let device = |file: &str, size: u64| {
+        std::fs::File::create(coffer.path(file)).unwrap().set_len(size).unwrap();
+        LoopDevice::attach(&coffer.path(file))
+    };
+    let small = device("small.raw", SIZE - MIB);
+    coffer.fails(&["fork", "hydrate", "lab", "--to", small.path()], &[small.path(), "the disk needs"]);
+    image::make_ext4(&coffer.path("used.raw"), SIZE + MIB, 20_502);
+    let target = LoopDevice::attach(&coffer.path("used.raw"));
+    let mounted = Mounted::mount(target.path(), "ext4", "rw", &coffer.path("mnt"));
+    let hydrate = ["fork", "hydrate", "lab", "--to", target.path(), "--force"];
+    coffer.fails(&hydrate, &[target.path(), "in use", "mounted"]);
+    drop(mounted);
+    coffer.fails(&hydrate[..5], &[target.path(), "not empty", "--force"]);
+    let done = coffer.json(&hydrate);
+    assert_eq!(done["verified"], SIZE, "{done}");
+    run(coffer.outside("cmp").args(["--bytes", &SIZE.to_string(), "fork.raw", target.path()]));
+    let server = serve(&coffer);
+    io(&coffer, LAB, &["write -P 0x60 9M 64k", "flush", "discard 1M 1M", "read -P 0x60 9M 64k"]);
+    coffer.fails(&["fork", "drop", "lab"], &["open in another process"]);
+    assert!(server.terminate().status.success());
+    io(&coffer, target.path(), &["read -P 0x60 9M 64k", "read -P 0 1M 1M"]);
 }
 
 /// A machine that adds a line to a file every second, and stops when it is told to.

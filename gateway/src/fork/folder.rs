@@ -208,7 +208,7 @@ impl Forks {
                 let why = "bring that back, or drop the fork, which does not touch it";
                 e.within(format_args!("fork '{name}' was handed over to {target}, which cannot be used; {why}"))
             })?;
-            let stack = Stack::handed_over(opened, header.size, header.block_size);
+            let stack = Stack::handed_over(opened.device(), header.size, header.block_size);
             let (repo, reader, header) = (Arc::clone(repo), Arc::clone(reader), Mutex::new(header));
             let folder = self.path(name);
             return Ok(Fork { folder, repo, reader, boot, entropy, stack, header, ledger: None, _lock: lock });

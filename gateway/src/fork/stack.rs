@@ -142,9 +142,16 @@ impl Stack {
         self.layers().is_ok_and(|layers| layers.all().any(|layer| layer.touches(range)))
     }
 
-    /// The first byte from `at` on that is known to lie in a block of a layer's own.
-    pub(super) fn next_touched(&self, at: u64) -> Option<u64> {
-        self.layers().ok()?.all().filter_map(|layer| layer.next_touched(at)).min()
+    /// Calls `each` with the number of every part of `part` bytes in which a layer has a block of its own; more than once where several have.
+    pub(super) fn each_touched(&self, part: u64, each: impl Fn(u64)) {
+        let Ok(layers) = self.layers() else { return };
+        for layer in layers.all() {
+            let mut at = 0;
+            while let Some(byte) = layer.next_touched(at) {
+                each(byte / part);
+                at = (byte / part + 1) * part;
+            }
+        }
     }
 
     /// From now on `tracker` is told of every change, and of every read that takes long. What was changed before is in the layers.

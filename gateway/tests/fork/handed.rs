@@ -200,6 +200,22 @@ fn a_target_that_vanishes_between_two_runs_is_missed() {
 }
 
 #[test]
+fn a_target_that_vanishes_while_it_is_filled_takes_nothing_over() {
+    let (stage, fork, expected) = made();
+    let one = stage.folder.path().join("one");
+    for replaced in [false, true] {
+        let begun = Hydration::begin(&fork, &HydrationPlan { restart: true, ..plan(&stage, "one") }).unwrap();
+        fs::remove_file(&one).unwrap();
+        if replaced {
+            fs::write(&one, b"another").unwrap();
+        }
+        says(begun.run(&Cancel::default()).err(), &["/one", "was removed"]);
+        assert!(contents(&fork) == expected && fork.layers() == 1 && fork.header().handed_to.is_none());
+        fork.write_at(0, &expected[..512], Durability::Cached).unwrap();
+    }
+}
+
+#[test]
 fn one_thing_at_a_time_is_done_to_a_fork() {
     let (stage, fork, mut expected) = made();
     let begun = Hydration::begin(&fork, &plan(&stage, "one")).unwrap();

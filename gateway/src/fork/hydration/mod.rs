@@ -32,7 +32,7 @@ use super::header::ForkHeader;
 use super::medium::{FileMedium, Medium};
 use super::opened::{Fork, Ledger};
 use crate::device::BlockDevice;
-use crate::target::{Overwrite, Place};
+use crate::target::{Overwrite, Place, Target};
 use crate::{Error, Kind, Result};
 use coffer_repo::cancel::Cancel;
 use logbook::Logbook;
@@ -70,7 +70,8 @@ pub struct Hydration<'a> {
     fork: &'a Fork,
     ledger: MutexGuard<'a, Ledger>,
     transfer: Transfer<'a>,
-    target: String,
+    target: Target,
+    name: String,
 }
 
 impl<'a> Hydration<'a> {
@@ -111,15 +112,15 @@ impl<'a> Hydration<'a> {
             logbook.clear()?;
             logbook.save(first_waypoint(size, &named))?;
         }
-        let device = match opened {
-            Some(device) => device,
+        let opened = match opened {
+            Some(opened) => opened,
             None => plan.to.create(size).inspect_err(|_| {
                 // Nothing was begun. As good as can be.
                 let _ = logbook.clear();
             })?,
         };
-        let transfer = Transfer::resume(&fork.stack, device, logbook, found, named)?;
-        Ok(Hydration { fork, ledger, transfer, target })
+        let transfer = Transfer::resume(&fork.stack, opened.device(), logbook, found, named)?;
+        Ok(Hydration { fork, ledger, transfer, target: opened, name: target })
     }
 
     /// Counters that go on while it runs.
@@ -131,13 +132,16 @@ impl<'a> Hydration<'a> {
     /// Where to, as the fork will have it.
     #[must_use]
     pub fn target(&self) -> &str {
-        &self.target
+        &self.name
     }
 
     /// Copies, compares and hands over. Cancelled, or killed, it goes on when it is begun again.
     pub fn run(self, cancel: &Cancel) -> Result<Transferred> {
-        let Hydration { fork, ledger, transfer, target } = self;
-        let done = transfer.run(cancel, || hand_over(fork, &ledger, target))?;
+        let Hydration { fork, ledger, transfer, target, name } = self;
+        let done = transfer.run(cancel, || match target.settle_name() {
+            Ok(()) => hand_over(fork, &ledger, name),
+            Err(e) => HandOver::Failed(e),
+        })?;
         // As good as can be: nobody reads it any more.
         let _ = std::fs::remove_file(fork.folder.join(LOGBOOK));
         Ok(done)
@@ -145,9 +149,9 @@ impl<'a> Hydration<'a> {
 }
 
 /// Has the header say that the fork was handed over.
-fn hand_over(fork: &Fork, ledger: &Ledger, target: String) -> HandOver {
+fn hand_over(fork: &Fork, ledger: &Ledger, name: String) -> HandOver {
     let old = fork.header();
-    let new = match fork.draft(&ledger.keys, ForkHeader { handed_to: Some(target), ..old.clone() }) {
+    let new = match fork.draft(&ledger.keys, ForkHeader { handed_to: Some(name), ..old.clone() }) {
         Ok(header) => header,
         Err(e) => return HandOver::Failed(e),
     };

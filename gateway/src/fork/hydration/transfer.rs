@@ -169,7 +169,7 @@ impl<'a> Transfer<'a> {
             at = run.end;
         }
         let resumed = size.saturating_sub(tracker.dirty().count().saturating_mul(tracker.region()));
-        each_touched(stack, &tracker, |region| tracker.dirty().set(region..region + 1));
+        stack.each_touched(tracker.region(), |region| tracker.dirty().set(region..region + 1));
         let unverified = Bitmap::new(regions.end);
         unverified.set(regions);
         let progress = Arc::new(HydrationProgress::new(Arc::clone(&tracker), size, resumed));
@@ -198,6 +198,7 @@ impl<'a> Transfer<'a> {
         }
         caught_up?;
         // So that little of it is left for the pause.
+        self.site.stack.flush()?;
         self.site.target.flush()?;
         let began = Instant::now();
         let barrier = self.site.stack.barrier();
@@ -338,7 +339,7 @@ impl Scribe {
     fn save(&mut self, site: &Site<'_>) -> Result<()> {
         let copied = site.copied.copy();
         site.target.flush()?;
-        each_touched(site.stack, &site.tracker, |region| copied.clear(region..region + 1));
+        site.stack.each_touched(site.tracker.region(), |region| copied.clear(region..region + 1));
         self.logbook.save(Waypoint { copied: copied.to_bytes(), ..self.waypoint.clone() })?;
         self.next = Instant::now() + LEG;
         Ok(())
@@ -358,16 +359,6 @@ pub(super) fn first_waypoint(size: u64, plan: &TransferPlan) -> Waypoint {
     let none = vec![0; usize::try_from(size.div_ceil(region).div_ceil(8)).unwrap_or_default()];
     let (target, base) = (plan.target.clone(), plan.base.clone());
     Waypoint { sequence: 0, target, base, size, region, copied: none }
-}
-
-/// Calls `each` with every region that a layer has touched.
-fn each_touched(stack: &Stack, tracker: &Tracker, each: impl Fn(u64)) {
-    let mut at = 0;
-    while let Some(byte) = stack.next_touched(at) {
-        let region = byte / tracker.region();
-        each(region);
-        at = (region + 1) * tracker.region();
-    }
 }
 
 /// Ranges in order, those that meet as one.
