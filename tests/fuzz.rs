@@ -11,7 +11,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "seeds are told, so that a failure can be repeated")]
 
 use coffer_gateway::control::{Addition, Answer, ExportReport, Question};
-use coffer_gateway::fork::ForkHeader;
+use coffer_gateway::fork::{ForkHeader, Waypoint};
 use coffer_gateway::nbd::proto::handshake::{self, Go, Info, MetaQuery};
 use coffer_gateway::nbd::proto::transmission::{self, Reply, Request, StatusQuery};
 use coffer_gateway::nbd::proto::{Framing, MAX_STRING};
@@ -355,6 +355,9 @@ fn objects(corpus: &Corpus) -> Vec<Decoder<'_>> {
         Decoder::new("fork header", vec![fork_header()], |bytes| {
             one_meaning(ForkHeader::decode(bytes), |header| header.encode().unwrap(), ForkHeader::decode)
         }),
+        Decoder::new("waypoint", vec![waypoint()], |bytes| {
+            one_meaning(Waypoint::decode(bytes), |waypoint| waypoint.encode().unwrap(), Waypoint::decode)
+        }),
         Decoder::new("moved record", moved_bodies(), |bytes| {
             one_meaning(Moved::decode(bytes), |moved| moved.encode().unwrap(), Moved::decode)
         }),
@@ -516,9 +519,16 @@ fn fork_header() -> Vec<u8> {
         created: time,
         pin: claim(2),
         ending: Some(claim(3)),
+        handed_to: Some("/dev/vg/web".into()),
         keys: [(2, key.clone()), (3, key)].into(),
     };
     header.encode().unwrap()
+}
+
+fn waypoint() -> Vec<u8> {
+    let (target, base) = ("/dev/vg/web".to_owned(), "a point".to_owned());
+    let waypoint = Waypoint { sequence: 7, target, base, size: 100 << 20, region: 1 << 18, copied: vec![0x5a; 50] };
+    waypoint.encode().unwrap()
 }
 
 /// Bodies of verified records: no frozen repository has any.

@@ -27,6 +27,8 @@ mod guest;
 mod healing;
 #[path = "journey/huge.rs"]
 mod huge;
+#[path = "journey/hydrated.rs"]
+mod hydrated;
 #[path = "journey/killed.rs"]
 mod killed;
 #[path = "journey/kills.rs"]

@@ -13,7 +13,7 @@ mod errand;
 pub mod fork_socket;
 mod message;
 
-pub use errand::{Errand, Outcome, Stride, Word};
+pub use errand::{Errand, HydrationWish, Outcome, Stride, Word};
 pub use message::{Addition, Answer, ExportReport, MAX_ANSWER, MAX_QUESTION, Question};
 
 use crate::door::{Caller, Door};

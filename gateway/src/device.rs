@@ -8,7 +8,7 @@
 //!                      BlockDevice                      byte offsets, &self, object-safe, synchronous
 //!        +-----------+------+-----+-------------+
 //!        |           |            |             |
-//!   SnapshotDevice  Fork     MemoryDevice   FaultyDevice, NbdClient
+//!   SnapshotDevice  Fork     MemoryDevice   FaultyDevice, NbdClient, FileDevice
 //! ```
 //!
 //! Not here: sockets, exports, who may do what. What holds: a write that returned may be lost by a power cut until
@@ -88,6 +88,12 @@ pub trait BlockDevice: Send + Sync {
 
     /// Says that `range` will be read soon. Advice only; returns at once.
     fn prefetch(&self, range: Range<u64>) {
+        let _ = range;
+    }
+
+    /// Says that what memory holds of `range` is not wanted: what is read next is to come from storage, as far as the device can see
+    /// to that. Advice only; what was not flushed stays.
+    fn evict(&self, range: Range<u64>) {
         let _ = range;
     }
 

@@ -109,6 +109,10 @@ impl BlockDevice for FaultyDevice {
         self.below.prefetch(range);
     }
 
+    fn evict(&self, range: Range<u64>) {
+        self.below.evict(range);
+    }
+
     fn write_at(&self, offset: u64, bytes: &[u8], durability: Durability) -> Result<()> {
         self.roll("a write")?;
         self.below.write_at(offset, bytes, durability)

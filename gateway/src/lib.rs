@@ -14,6 +14,7 @@ pub mod device;
 mod door;
 mod export;
 mod faulty_device;
+mod file_device;
 pub mod fork;
 mod memory_device;
 pub mod metrics;
@@ -21,6 +22,7 @@ pub mod nbd;
 pub mod serving;
 mod snapshot_changes;
 mod snapshot_device;
+pub mod target;
 
 pub use coffer_repo::{Error, Kind, Result};
 pub use device::{BlockDevice, Content, Durability, Extent, Zeroing};
@@ -29,6 +31,7 @@ pub use export::{
     Meter, Network, Peer, Permit,
 };
 pub use faulty_device::{Faults, FaultyDevice};
+pub use file_device::FileDevice;
 pub use memory_device::MemoryDevice;
 pub use snapshot_changes::SnapshotChanges;
 pub use snapshot_device::SnapshotDevice;

@@ -15,13 +15,13 @@ fn guest(coffer: &Coffer, arguments: &[&str]) {
     run(coffer.outside("bash").arg(script).args(arguments));
 }
 
-/// Makes what the guest boots from, and its disk root.raw. Gives the folder of the kernel.
-fn prepare(coffer: &Coffer) -> String {
+/// Makes what the guest boots from, and its disk root.raw, for a guest that is `brief` or `busy`. Gives the folder of the kernel.
+pub(crate) fn prepare(coffer: &Coffer, guest_is: &str) -> String {
     let kernel = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/guest"));
     let kernel = kernel.to_str().unwrap().to_owned();
     guest(coffer, &["kernel", &kernel]);
     guest(coffer, &["initrd", &kernel, "initrd"]);
-    guest(coffer, &["root", "root.raw", "256M"]);
+    guest(coffer, &[guest_is, "root.raw", "256M"]);
     kernel
 }
 
@@ -43,7 +43,7 @@ fn machine(coffer: &Coffer, kernel: &str, disk: &str) -> Command {
 #[test]
 fn a_guest_boots_from_its_backup() {
     let coffer = Coffer::new();
-    let kernel = prepare(&coffer);
+    let kernel = prepare(&coffer, "brief");
     coffer.run(&["backup", "-w", "guest", "root.raw"]);
     let points = coffer.snapshots();
 
@@ -74,7 +74,7 @@ fn a_guest_boots_from_its_backup() {
 #[test]
 fn a_guest_lives_on_a_fork() {
     let coffer = Coffer::new();
-    let kernel = format!("{}/vmlinuz", prepare(&coffer));
+    let kernel = format!("{}/vmlinuz", prepare(&coffer, "brief"));
     coffer.run(&["backup", "-w", "guest", "root.raw"]);
     coffer.run(&["fork", "create", "alive", "guest@latest"]);
     let serve = || coffer.start(&["serve", "nbd", "--listen", "unix:nbd.sock", "root=fork:alive"], "listening on");
@@ -118,7 +118,7 @@ fn inside(coffer: &Coffer, image: &str, file: &str) -> Vec<u8> {
 #[test]
 fn a_kernel_mounts_a_fork() {
     let coffer = Coffer::new();
-    let kernel = prepare(&coffer);
+    let kernel = prepare(&coffer, "brief");
     guest(&coffer, &["client", &kernel, "client"]);
     coffer.run(&["backup", "-w", "guest", "root.raw"]);
     coffer.run(&["fork", "create", "lab", "guest@latest"]);

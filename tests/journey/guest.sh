@@ -6,8 +6,10 @@
 #                               NBD client, mounts it, checks /data, fills /written, syncs, and prints "COFFER-NBD-SYNCED dataok=yes"
 #                               on the serial port; then waits for its death if the line says "stay", else unmounts, detaches,
 #                               prints "COFFER-NBD-ENDED" and powers off
-#   guest.sh root OUT SIZE      ext4 root file system: its init checks the md5 sums in /data, appends to /var/boots, prints
+#   guest.sh brief OUT SIZE     ext4 root file system: its init checks the md5 sums in /data, appends to /var/boots, prints
 #                               "COFFER-BOOT-OK boots=N dataok=yes" on the serial port and powers off
+#   guest.sh busy OUT SIZE      the same, but its init adds a number to /var/ticks every second, syncs and prints "COFFER-TICK N", until
+#                               it gets a line on the serial port: then it prints "COFFER-STOP ticks=N" and powers off
 # Needs: busybox-static cpio kmod e2fsprogs nbd-client, and root for device nodes.
 set -euo pipefail
 
@@ -119,11 +121,19 @@ INIT
 }
 
 make_root() {
-    local out=$1 size=$2 number
+    local guest_is=$1 out=$2 size=$3 number
     make_tree
     for number in 1 2 3 4; do head -c 1048576 /dev/urandom >"$work/data/f$number"; done
     (cd "$work/data" && md5sum f* >SUMS)
-    cat >"$work/sbin/init" <<'INIT'
+    "${guest_is}_init" >"$work/sbin/init"
+    chmod +x "$work/sbin/init"
+    rm -f "$out"
+    truncate -s "$size" "$out"
+    mke2fs -q -t ext4 -F -d "$work" "$out"
+}
+
+brief_init() {
+    cat <<'INIT'
 #!/bin/sh
 mount -t devtmpfs dev /dev
 mount -o remount,rw /
@@ -135,19 +145,36 @@ cd /
 mount -o remount,ro /
 reboot -f
 INIT
-    chmod +x "$work/sbin/init"
-    rm -f "$out"
-    truncate -s "$size" "$out"
-    mke2fs -q -t ext4 -F -d "$work" "$out"
+}
+
+busy_init() {
+    cat <<'INIT'
+#!/bin/sh
+mount -t devtmpfs dev /dev
+mount -o remount,rw /
+exec 3</dev/ttyS0
+number=0
+until read -r -t 1 line <&3; do
+    number=$((number + 1))
+    echo "$number" >>/var/ticks
+    head -c 300000 /dev/urandom >"/var/noise$((number % 8))"
+    sync
+    echo "COFFER-TICK $number" >/dev/console
+done
+cd /
+mount -o remount,ro /
+echo "COFFER-STOP ticks=$number" >/dev/console
+reboot -f
+INIT
 }
 
 case "${1:-} $#" in
 'kernel 2') make_kernel "$2" ;;
 'initrd 3') make_initrd "$2" "$3" ;;
 'client 3') make_client "$2" "$3" ;;
-'root 3') make_root "$2" "$3" ;;
+'brief 3' | 'busy 3') make_root "$1" "$2" "$3" ;;
 *)
-    sed -n '2,12p' "$0" >&2
+    sed -n '2,13p' "$0" >&2
     exit 2
     ;;
 esac

@@ -11,6 +11,7 @@ pub mod image;
 pub mod kernel;
 pub mod nbd;
 pub mod program;
+pub mod qmp;
 pub mod rig;
 pub mod simulation;
 pub mod stage;

@@ -3,6 +3,8 @@
 //! Not here: what a fork is ([`coffer_gateway::fork`]). What holds: one process has a fork; what takes long and concerns its content is an
 //! errand, which that process does: this one when nobody else has it, else the one that does, by the fork's socket.
 
+mod hydrate;
+
 use crate::backup::{ATTEMPTS, Summary, sample, time_after};
 use crate::context::{Context, choose_disk, entropy};
 use crate::environment;
@@ -23,6 +25,7 @@ use coffer_repo::reader::{Reader, ReaderOptions};
 use coffer_repo::repository::Repository;
 use coffer_repo::snapshot::Snapshot;
 use coffer_repo::writer::WriterOptions;
+use hydrate::Hydrate;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -40,6 +43,7 @@ enum Command {
     Create(Create),
     List(List),
     Commit(Commit),
+    Hydrate(Hydrate),
     Drop(Drop),
 }
 
@@ -69,7 +73,7 @@ struct Commit {
     tags: Vec<String>,
 }
 
-/// Drop forks: what was written to them is gone, and their points are no longer held
+/// Drop forks: what was written to them is gone, and their points are no longer held; what they were handed over to is not touched
 #[derive(Debug, clap::Args)]
 struct Drop {
     /// Which ones
@@ -83,6 +87,7 @@ impl Arguments {
             Command::Create(create) => create.run(context),
             Command::List(list) => list.run(context),
             Command::Commit(commit) => commit.run(context),
+            Command::Hydrate(hydrate) => hydrate.run(context),
             Command::Drop(drop) => drop.run(context),
         }
     }
@@ -129,14 +134,14 @@ impl List {
 
 impl Commit {
     fn run(&self, context: &Context) -> Result<()> {
-        on_fork(context, &self.name, Errand::Commit { tags: self.tags.clone() })
+        on_fork(context, &self.name, Errand::Commit { tags: self.tags.clone() }, ReaderOptions::default())
     }
 }
 
 /// Has something done to a fork: here, or by the process that has it open.
-fn on_fork(context: &Context, name: &ForkName, errand: Errand) -> Result<()> {
+fn on_fork(context: &Context, name: &ForkName, errand: Errand, options: ReaderOptions) -> Result<()> {
     let repo = context.open()?;
-    let reader = context.reader(&repo, ReaderOptions::default())?;
+    let reader = context.reader(&repo, options)?;
     let outcome = match open(context, &repo, &reader, name) {
         Err(Failure::Failed(e)) if e.kind() == Kind::Locked => {
             let folder = forks(context, &repo)?.folder(name);
@@ -145,8 +150,10 @@ fn on_fork(context: &Context, name: &ForkName, errand: Errand) -> Result<()> {
         }
         fork => {
             let (fork, cancel) = (fork?, signal::cancel(&context.terminal)?);
-            let outcome = run_errand(context, &repo, &fork, errand, &cancel)?;
-            fork.close()?;
+            let outcome = run_errand(context, &repo, name, &fork, errand, &cancel);
+            let closed = fork.close();
+            let outcome = outcome?;
+            closed?;
             outcome
         }
     };
@@ -157,12 +164,14 @@ fn on_fork(context: &Context, name: &ForkName, errand: Errand) -> Result<()> {
 fn run_errand(
     context: &Context,
     repo: &Arc<Repository>,
+    name: &ForkName,
     fork: &Fork,
     errand: Errand,
     cancel: &Cancel,
 ) -> Result<Outcome> {
     match errand {
         Errand::Commit { tags } => commit(context, repo, fork, &tags, cancel),
+        Errand::Hydrate(wish) => hydrate::hydrate(context, name, fork, &wish, cancel),
     }
 }
 
@@ -180,7 +189,7 @@ pub(crate) fn open_socket(
         let told = context.told(move |word| listener.tell(&word));
         let what = errand.to_string();
         context.terminal.notice(format_args!("fork '{name}': asked to {what}"));
-        let outcome = run_errand(&told, &repo, &fork, errand, teller.cancel()).map_err(Failure::into_error);
+        let outcome = run_errand(&told, &repo, &name, &fork, errand, teller.cancel()).map_err(Failure::into_error);
         match &outcome {
             Ok(_) => context.terminal.notice(format_args!("fork '{name}': the {what} is done")),
             Err(e) => context.terminal.notice(format_args!("fork '{name}': the {what} failed: {}", describe(e))),
@@ -267,14 +276,19 @@ fn object(name: &ForkName, header: &ForkHeader) -> Value {
         "time": header.created.to_string(),
         "time_seconds": header.created.seconds(),
         "pin": header.pin.id.to_string(),
+        "handed_to": header.handed_to,
     })
 }
 
 fn row(fork: &ListedFork) -> Vec<String> {
-    let state = if fork.is_open { "open" } else { "" };
+    let mut state = if fork.is_open { "open".to_owned() } else { String::new() };
+    if let Ok(ForkHeader { handed_to: Some(target), .. }) = &fork.header {
+        let comma = if state.is_empty() { "" } else { ", " };
+        state += &format!("{comma}handed over to {target}");
+    }
     let (of, made, bytes) = match &fork.header {
         Ok(header) => (origin(header), header.created.to_string(), size(header.size)),
         Err(_) => ("damaged".to_owned(), String::new(), String::new()),
     };
-    vec![fork.name.to_string(), of, made, state.to_owned(), bytes, size(fork.taken)]
+    vec![fork.name.to_string(), of, made, state, bytes, size(fork.taken)]
 }

@@ -10,7 +10,7 @@
 //! Not here: sockets ([`super::fork_socket`]). What holds: as for [`super::message`]: lines are bounded, another version and unknown
 //! errands are refused by name, unknown keys are left alone.
 
-use super::message::{VERSION, decode, failure, failure_in, misshapen, number, text, texts};
+use super::message::{VERSION, decode, failure, failure_in, flag, misshapen, number, text, texts};
 use crate::{Error, Kind, Result};
 use serde_json::{Map, Value, json};
 use std::fmt;
@@ -26,6 +26,23 @@ pub enum Errand {
         /// Remarks on the point.
         tags: Vec<String>,
     },
+    /// Bring it to another place and hand it over.
+    Hydrate(HydrationWish),
+}
+
+/// How a fork is to be hydrated.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HydrationWish {
+    /// Where to, as a person writes it, from the root.
+    pub to: String,
+    /// Bytes a second.
+    pub rate: Option<u64>,
+    /// Whether what the target holds is overwritten.
+    pub force: bool,
+    /// Begin anew.
+    pub restart: bool,
+    /// Have zeroes for what cannot be read.
+    pub keep_going: bool,
 }
 
 /// A line of whoever does it.
@@ -71,6 +88,7 @@ impl fmt::Display for Errand {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Errand::Commit { .. } => "commit",
+            Errand::Hydrate(_) => "hydrate",
         })
     }
 }
@@ -79,9 +97,14 @@ impl Errand {
     /// As a line, without its end.
     #[must_use]
     pub fn encode(&self) -> String {
-        match self {
-            Errand::Commit { tags } => json!({ "version": VERSION, "errand": "commit", "tags": tags }).to_string(),
-        }
+        let object = match self {
+            Errand::Commit { tags } => json!({ "version": VERSION, "errand": "commit", "tags": tags }),
+            Errand::Hydrate(HydrationWish { to, rate, force, restart, keep_going }) => json!({
+                "version": VERSION, "errand": "hydrate", "to": to, "rate": rate, "force": force, "restart": restart,
+                "keep_going": keep_going,
+            }),
+        };
+        object.to_string()
     }
 
     /// The errand in a line.
@@ -89,6 +112,13 @@ impl Errand {
         let object = decode(line)?;
         match text(&object, "errand")?.as_str() {
             "commit" => Ok(Errand::Commit { tags: texts(&object, "tags")? }),
+            "hydrate" => Ok(Errand::Hydrate(HydrationWish {
+                to: text(&object, "to")?,
+                rate: number_if_any(&object, "rate")?,
+                force: flag(&object, "force")?,
+                restart: flag(&object, "restart")?,
+                keep_going: flag(&object, "keep_going")?,
+            })),
             other => Err(Error::new(Kind::Unsupported, format!("the process that has the fork cannot '{other}'"))),
         }
     }
@@ -137,12 +167,16 @@ impl Stride {
             "count" => false,
             _ => return Err(misshapen("unit")),
         };
-        let total = match object.get("total") {
-            None | Some(Value::Null) => None,
-            Some(total) => Some(total.as_u64().ok_or_else(|| misshapen("total"))?),
-        };
+        let total = number_if_any(object, "total")?;
         let (title, note) = (text(object, "title")?, text(object, "note")?);
         Ok(Stride { title, is_in_bytes, done: number(object, "done")?, total, note })
+    }
+}
+
+fn number_if_any(object: &Map<String, Value>, key: &str) -> Result<Option<u64>> {
+    match object.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(number) => number.as_u64().map(Some).ok_or_else(|| misshapen(key)),
     }
 }
 
@@ -152,7 +186,13 @@ mod tests {
 
     #[test]
     fn errands_and_words_come_back_as_they_were() {
-        for errand in [Errand::Commit { tags: vec!["a\nb".into(), String::new()] }, Errand::Commit { tags: vec![] }] {
+        let wish = HydrationWish { to: "/dev/x\n".into(), rate: Some(7), keep_going: true, ..HydrationWish::default() };
+        for errand in [
+            Errand::Commit { tags: vec!["a\nb".into(), String::new()] },
+            Errand::Commit { tags: vec![] },
+            Errand::Hydrate(wish.clone()),
+            Errand::Hydrate(HydrationWish { rate: None, force: true, restart: true, ..wish }),
+        ] {
             let line = errand.encode();
             assert!(!line.contains('\n'), "{line}");
             assert_eq!(Errand::decode(line.as_bytes()).unwrap(), errand);
@@ -187,6 +227,8 @@ mod tests {
             (r#"{"version":1,"errand":"dance"}"#, "dance"),
             (r#"{"version":3,"errand":"commit"}"#, "version 3"),
             (r#"{"version":1,"errand":"commit","tags":[1]}"#, "tags"),
+            (r#"{"version":1,"errand":"hydrate","to":"x","rate":-1}"#, "rate"),
+            (r#"{"version":1,"errand":"hydrate","to":"x"}"#, "force"),
         ] {
             let why = Errand::decode(line.as_bytes()).unwrap_err().to_string();
             assert!(why.contains(word), "{line}: {why}");

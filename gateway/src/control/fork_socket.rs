@@ -139,7 +139,7 @@ mod tests {
 
     /// Tells how it goes until it is cancelled, when asked for `wait`.
     fn work(errand: &Errand, teller: &Teller, ended: &Sender<()>) -> Result<Outcome> {
-        let Errand::Commit { tags } = errand;
+        let Errand::Commit { tags } = errand else { panic!("not a commit: {errand}") };
         match tags[0].as_str() {
             "wait" => loop {
                 teller.tell(&Word::Stride(Stride::default()));

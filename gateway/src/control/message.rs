@@ -283,7 +283,7 @@ pub(super) fn number(object: &Map<String, Value>, key: &str) -> Result<u64> {
     object.get(key).and_then(Value::as_u64).ok_or_else(|| misshapen(key))
 }
 
-fn flag(object: &Map<String, Value>, key: &str) -> Result<bool> {
+pub(super) fn flag(object: &Map<String, Value>, key: &str) -> Result<bool> {
     object.get(key).and_then(Value::as_bool).ok_or_else(|| misshapen(key))
 }
 

@@ -4,6 +4,7 @@
 //!   <folder>/<NAME>/fork               what it is (super::header); fork.new while another takes its place
 //!                   lock               held by the one process that has it open
 //!                   control            that one's socket, where it takes errands
+//!                   hydration          how far it was copied to where it is to be handed over to (super::hydration)
 //!                   1/data journal-a journal-b     its layer; commits stack further ones for as long as they run
 //!   <folder>/.<NAME>.<random>          one that is being made or dropped, or that a crash left so: cleared away by the next
 //! ```
@@ -18,6 +19,7 @@ use super::medium::FileMedium;
 use super::opened::{Fork, Ledger};
 use super::stack::Stack;
 use crate::device::BlockDevice;
+use crate::target::Place;
 use crate::{Error, Kind, Result, SnapshotDevice};
 use coffer_repo::catalog::Pin;
 use coffer_repo::entropy::{Entropy, fresh};
@@ -128,6 +130,7 @@ impl Forks {
             created: now,
             pin,
             ending: None,
+            handed_to: None,
             keys: BTreeMap::new(),
         };
         let draft = self.hidden(name, repo.entropy());
@@ -186,7 +189,7 @@ impl Forks {
         Ok(forks)
     }
 
-    /// Opens a fork. `NotFound` when there is none or its pin was ended, `Locked` when another process has it open.
+    /// Opens a fork, or what it was handed over to: then its point need not be there any more. `NotFound` when there is none or its pin was ended, `Locked` when another process has it open.
     pub fn open(
         &self,
         repo: &Arc<Repository>,
@@ -200,6 +203,16 @@ impl Forks {
         let (lock, header) = self.hold(name)?;
         if header.repo != repo.keys().repo() {
             return Err(within(Error::invalid(format!("it is one of the repository {}", header.repo))));
+        }
+        if let Some(target) = &header.handed_to {
+            let opened = target.parse::<Place>().and_then(|place| place.open(header.size)).map_err(|e| {
+                let why = "bring that back, or drop the fork, which does not touch it";
+                e.within(format_args!("fork '{name}' was handed over to {target}, which cannot be used; {why}"))
+            })?;
+            let stack = Stack::handed_over(opened.device(), header.size, header.block_size);
+            let (repo, reader, header) = (Arc::clone(repo), Arc::clone(reader), Mutex::new(header));
+            let folder = self.folder(name);
+            return Ok(Fork { folder, repo, reader, boot, entropy, stack, header, ledger: None, _lock: lock });
         }
         let held = repo.check_pin(header.pin, header.point.id).and_then(|()| repo.read_snapshot(header.point));
         let snapshot = held.and_then(|snapshot| snapshot.ok_or_else(|| Error::not_found("its point is gone")));
@@ -245,7 +258,7 @@ impl Forks {
             entropy,
             stack: Stack::new(layers, top),
             header: Mutex::new(header),
-            ledger: Mutex::new(ledger),
+            ledger: Some(Mutex::new(ledger)),
             _lock: lock,
         })
     }

@@ -34,6 +34,8 @@ pub struct ForkHeader {
     pub pin: ClaimName,
     /// A pin that this one took the place of, and that may not have been ended yet.
     pub ending: Option<ClaimName>,
+    /// What it was handed over to, and is no longer here.
+    pub handed_to: Option<String>,
     /// Its layers by number, the lowest first, with their keys.
     pub keys: BTreeMap<u64, WrappedForkKey>,
 }
@@ -51,8 +53,12 @@ impl ForkHeader {
             .with("block", self.block_size)
             .with("created", self.created.seconds())
             .with("pin", self.pin.to_string());
-        match &self.ending {
+        let core = match &self.ending {
             Some(pin) => core.with("ending", pin.to_string()),
+            None => core,
+        };
+        match &self.handed_to {
+            Some(target) => core.with("handed_to", target.as_str()),
             None => core,
         }
     }
@@ -104,6 +110,7 @@ impl ForkHeader {
             created: Timestamp::from_seconds(map.uint("created")?)?,
             pin: claim(map.text("pin")?)?,
             ending: map.opt_text("ending")?.map(claim).transpose()?,
+            handed_to: map.opt_text("handed_to")?.map(str::to_owned),
             keys,
         })
     }
@@ -127,6 +134,7 @@ mod tests {
             created: time,
             pin: claim(2),
             ending: Some(claim(3)),
+            handed_to: Some("/dev/vg/web".into()),
             keys: [(2, key()), (5, key())].into(),
         }
     }
@@ -142,7 +150,7 @@ mod tests {
         for cut in 0..bytes.len() {
             assert!(ForkHeader::decode(&bytes[..cut]).is_err(), "{cut}");
         }
-        let simple = ForkHeader { ending: None, ..sample() };
+        let simple = ForkHeader { ending: None, handed_to: None, ..sample() };
         assert_eq!(ForkHeader::decode(&simple.encode().unwrap()).unwrap(), simple);
         for keys in [BTreeMap::new(), [(0, key())].into()] {
             assert!(ForkHeader::decode(&ForkHeader { keys, ..sample() }.encode().unwrap()).is_err());
@@ -156,6 +164,7 @@ mod tests {
         let other = ForkHeader { disk: "vdb".into(), ..sample() };
         assert_ne!(binding, other.binding(1).unwrap());
         assert_ne!(binding, ForkHeader { ending: None, ..sample() }.binding(1).unwrap());
+        assert_ne!(binding, ForkHeader { handed_to: None, ..sample() }.binding(1).unwrap());
         let more = ForkHeader { keys: [(1, key())].into(), ..sample() };
         assert_eq!(binding, more.binding(1).unwrap());
     }

@@ -189,6 +189,19 @@ impl Layer {
         false
     }
 
+    /// The first byte from `at` on that lies in a block that is not as it is below.
+    pub(super) fn next_touched(&self, at: u64) -> Option<u64> {
+        let mut block = at / BLOCK_U64;
+        while block < self.map.blocks() {
+            let (state, next) = self.state_from(block);
+            if state != State::Untouched {
+                return Some(at.max(block * BLOCK_U64));
+            }
+            block = next;
+        }
+        None
+    }
+
     /// An error once the layer has failed.
     pub(super) fn check(&self) -> Result<()> {
         self.verdict.check()

@@ -4,6 +4,7 @@
 //!   Forks (folder)  ->  Fork (opened)  ->  Stack  ->  Layer  ->  base: a SnapshotDevice, or the layer below
 //!   create list open drop   freeze                      journal, data, map     Medium: files, or the tests' lossy ones
 //!                           Commit: what is frozen becomes a point, and that the fork's base
+//!                           Hydration: all of it is brought to a target, and handed over to that: Heir
 //! ```
 //! Not here: doors, which take a fork as any other device. What holds: stated by [`layer`], per seam.
 
@@ -11,6 +12,8 @@ mod block_map;
 pub mod commit;
 mod folder;
 mod header;
+mod heir;
+pub mod hydration;
 mod journal;
 mod lanes;
 pub mod layer;
@@ -26,6 +29,9 @@ mod windows;
 pub use commit::{Commit, CommitPlan};
 pub use folder::{ForkName, Forks, ListedFork};
 pub use header::ForkHeader;
+pub use hydration::{
+    HandOver, Hydration, HydrationPlan, HydrationProgress, Phase, Transfer, TransferPlan, Transferred, Waypoint,
+};
 pub use layer::{Layer, Media};
 pub use medium::{FileMedium, Medium};
 pub use opened::Fork;

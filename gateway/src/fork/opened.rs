@@ -3,11 +3,12 @@
 //! ```text
 //!   freeze   layer n+1 made, durable -> header names it, durable -> flush -> barrier: n is frozen     (a crash: n+1 is empty or not there)
 //!   adopt    pin of the new point -> header: that point, and the top's layer alone, durable -> base exchanged -> old pin, old layers end
+//!   hand over, by a hydration        header: what to, durable -> requests go there     (opened after that, it is what is there)
 //! ```
-//! Not here: what becomes of what is frozen ([`super::commit`]). What holds: the header names every layer that may hold a write, before
+//! Not here: what becomes of what is frozen ([`super::commit`]), or of all of it ([`super::hydration`]). What holds: the header names every layer that may hold a write, before
 //! it does; whatever of two headers a crash leaves, the layers that it names are there, and come to the same disk.
 //!
-//! [`Fork::ledger`] is held over I/O, against the rule: it is nobody's but that of the one who commits; others are told so, and requests
+//! [`Fork::ledger`] is held over I/O, against the rule: it is nobody's but that of the one who commits or hydrates; others are told so, and requests
 //! do not ask for it.
 
 use super::BootId;
@@ -40,14 +41,15 @@ pub struct Fork {
     pub(super) stack: Stack,
     /// Locked to be copied or exchanged only.
     pub(super) header: Mutex<ForkHeader>,
-    pub(super) ledger: Mutex<Ledger>,
+    /// `None` when it had been handed over before it was opened.
+    pub(super) ledger: Option<Mutex<Ledger>>,
     pub(super) _lock: File,
 }
 
 /// Keys of layers by number; the last is the top's.
 pub(super) type Keys = BTreeMap<u64, Arc<ForkKey>>;
 
-/// What only a commit needs.
+/// What only commits and hydrations need.
 pub(super) struct Ledger {
     pub(super) keys: Keys,
     /// The number of the next layer: none twice, since a header that failed to be written may yet be the one that counts.
@@ -72,10 +74,10 @@ impl Fork {
         self.header.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// How many layers it has: one, and one more for each commit that runs or has failed.
+    /// How many layers it has: one, and one more for each commit that runs or has failed; none once it was handed over.
     #[must_use]
     pub fn layers(&self) -> usize {
-        self.stack.frozen().len() + 1
+        self.stack.top().map_or(0, |_| self.stack.frozen().len() + 1)
     }
 
     /// Flushes it for the last time, and says whether that worked.
@@ -83,14 +85,22 @@ impl Fork {
         self.stack.close()
     }
 
-    /// The ledger, for one at a time. `Locked` when somebody has it.
+    /// The ledger, for one at a time. `Locked` when somebody has it, `Invalid` once the fork was handed over.
     pub(super) fn take_ledger(&self) -> Result<MutexGuard<'_, Ledger>> {
-        match self.ledger.try_lock() {
+        let ledger = match (&self.ledger, self.header().handed_to) {
+            (Some(ledger), None) => ledger,
+            (_, target) => {
+                let target = target.unwrap_or_default();
+                let why = "what it was is there now: back that up, and drop the fork when nobody uses it any more";
+                return Err(Error::invalid(format!("the fork was handed over to {target}; {why}")));
+            }
+        };
+        match ledger.try_lock() {
             Ok(ledger) => Ok(ledger),
             // Each change of it is one assignment after what it stands for.
             Err(TryLockError::Poisoned(ledger)) => Ok(ledger.into_inner()),
             Err(TryLockError::WouldBlock) => {
-                Err(Error::new(Kind::Locked, "the fork is being committed already; wait for that"))
+                Err(Error::new(Kind::Locked, "the fork is being committed or hydrated already; wait for that to end"))
             }
         }
     }
@@ -98,7 +108,7 @@ impl Fork {
     /// Freezes the fork as it is at one moment. Writers wait for those under way, and for no I/O of this. What was written goes on
     /// top of what is frozen; when nothing was since the last time, there is nothing new to freeze.
     pub(super) fn freeze(&self, ledger: &mut Ledger) -> Result<Frozen> {
-        let top = self.stack.top();
+        let top = self.stack.top()?;
         if top.touches(&(0..self.size())) {
             self.grow(ledger)?;
         }
@@ -118,7 +128,7 @@ impl Fork {
         let key = Arc::new(ForkKey::generate(&*self.entropy)?);
         let made = make_layer(&folder, &key, self.size(), self.boot, &*self.entropy).and_then(|media| {
             sync_folder(&self.folder)?;
-            let below: Arc<dyn BlockDevice> = self.stack.top();
+            let below: Arc<dyn BlockDevice> = self.stack.top()?;
             Layer::open(below, media, &key, self.boot, Arc::clone(&self.entropy))
         });
         let made = made.and_then(|layer| {
@@ -137,12 +147,11 @@ impl Fork {
         self.set_header(header);
         // So that little is under way when the barrier comes.
         self.flush()?;
-        self.stack.push(Arc::new(layer));
-        Ok(())
+        self.stack.push(Arc::new(layer))
     }
 
     /// Drafts `header` with these keys, sealed for it.
-    fn draft(&self, keys: &Keys, header: ForkHeader) -> Result<ForkHeader> {
+    pub(super) fn draft(&self, keys: &Keys, header: ForkHeader) -> Result<ForkHeader> {
         let mut wrapped = BTreeMap::new();
         for (number, key) in keys {
             wrapped.insert(*number, self.repo.wrap_fork_key(key, &header.binding(*number)?)?);
@@ -191,7 +200,7 @@ impl Fork {
         Ok(())
     }
 
-    fn set_header(&self, header: ForkHeader) {
+    pub(super) fn set_header(&self, header: ForkHeader) {
         *self.header.lock().unwrap_or_else(PoisonError::into_inner) = header;
     }
 }

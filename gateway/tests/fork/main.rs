@@ -1,4 +1,4 @@
-//! Forks: layers on media that lose what disks lose, forks in folders of a repository's, and commits.
+//! Forks: layers on media that lose what disks lose, forks in folders of a repository's, commits and hydrations.
 
 #![allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "test data are small")]
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
@@ -7,6 +7,8 @@
 mod chance;
 mod commit;
 mod folder;
+mod handed;
+mod hydration;
 mod layer;
 mod lossy;
 mod model;

@@ -21,9 +21,9 @@ const STEPS: usize = 120;
 const MAX_LAYERS: usize = 5;
 
 /// What a disk may hold.
-struct Model {
+pub(crate) struct Model {
     /// What reads must show.
-    now: Vec<u8>,
+    pub(crate) now: Vec<u8>,
     /// What is durable.
     firm: Vec<u8>,
     /// By sector, what was written since.
@@ -31,7 +31,7 @@ struct Model {
 }
 
 #[derive(Clone, Debug)]
-enum Step {
+pub(crate) enum Step {
     Write(usize, Vec<u8>, Durability),
     Zero(Range<usize>, bool, Durability),
     Trim(Range<usize>),
@@ -42,7 +42,7 @@ enum Step {
 }
 
 impl Model {
-    fn new(bytes: &[u8]) -> Model {
+    pub(crate) fn new(bytes: &[u8]) -> Model {
         Model { now: bytes.to_vec(), firm: bytes.to_vec(), since: BTreeMap::new() }
     }
 
@@ -66,7 +66,7 @@ impl Model {
         }
     }
 
-    fn apply(&mut self, step: &Step) {
+    pub(crate) fn apply(&mut self, step: &Step) {
         let Some((range, bytes)) = self.change(step) else {
             if matches!(step, Step::Flush) {
                 self.firm = self.now.clone();
@@ -91,7 +91,7 @@ impl Model {
     }
 
     /// Sees that `found` is what may be there after a power cut (`is_cut`) or a kill, with `flight` under way; believes it then.
-    fn check(&mut self, found: &[u8], flight: Option<&Step>, is_cut: bool) {
+    pub(crate) fn check(&mut self, found: &[u8], flight: Option<&Step>, is_cut: bool) {
         let change = flight.and_then(|step| self.change(step));
         let mut after = self.now.clone();
         // A compare-and-write that is not there as a whole is not there at all.
@@ -117,7 +117,7 @@ impl Model {
     }
 }
 
-fn step(chance: &Chance, model: &Model) -> Step {
+pub(crate) fn step(chance: &Chance, model: &Model) -> Step {
     let len = model.now.len();
     let durability = if chance.below(4) == 0 { Durability::Forced } else { Durability::Cached };
     let range = |longest: usize| {
@@ -147,7 +147,7 @@ fn step(chance: &Chance, model: &Model) -> Step {
     }
 }
 
-fn run(layer: &Stack, model: &Model, step: &Step) -> Result<()> {
+pub(crate) fn run(layer: &Stack, model: &Model, step: &Step) -> Result<()> {
     match step {
         Step::Write(at, bytes, durability) => layer.write_at(*at as u64, bytes, *durability),
         Step::Zero(range, may_unmap, durability) => {

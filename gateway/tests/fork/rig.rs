@@ -110,12 +110,11 @@ impl Rig {
         let new = || Lossy::new(&self.plant);
         let floor = Floor { data: new(), journals: [new(), new()], key: Arc::new(ForkKey::generate(&System).unwrap()) };
         Layer::create(&floor.media(), &floor.key, stack.size(), self.boot_id(), &System)?;
-        let layer = Layer::open(stack.top(), floor.media(), &floor.key, self.boot_id(), Arc::new(System))?;
+        let layer = Layer::open(stack.top()?, floor.media(), &floor.key, self.boot_id(), Arc::new(System))?;
         // The header names it from here on.
         self.frozen.push(self.top());
         (self.data, self.journals, self.key) = (floor.data, floor.journals, floor.key);
-        stack.push(Arc::new(layer));
-        Ok(())
+        stack.push(Arc::new(layer))
     }
 
     /// What is frozen becomes the base, as a commit ends. `dies`: before the stack hears of it.

@@ -153,10 +153,6 @@ impl<'a> Opener<'a> {
         Ok(Opener { context, repo, reader, comparer, points, pins: HashMap::new(), forks: HashMap::new() })
     }
 
-    pub(super) fn repo(&self) -> &Repository {
-        &self.repo
-    }
-
     /// Where this machine keeps what is nowhere else, for this repository.
     pub(super) fn state_folder(&self) -> Result<PathBuf> {
         Ok(self.context.settings.state()?.join(self.repo.keys().repo().to_string()))
