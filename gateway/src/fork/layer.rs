@@ -174,19 +174,20 @@ impl Layer {
         Arc::clone(&self.base.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Whether anything in `range`, in bytes, is not as it is below.
-    #[must_use]
-    pub fn touches(&self, range: &Range<u64>) -> bool {
+    /// Runs of blocks within `range`, in bytes, that are not as they are below: by number, in order.
+    pub(super) fn changed(&self, range: &Range<u64>) -> impl Iterator<Item = Range<u64>> {
         let end = range.end.div_ceil(BLOCK_U64).min(self.map.blocks());
         let mut at = range.start / BLOCK_U64;
-        while at < end {
-            let (state, next) = self.state_from(at);
-            if state != State::Untouched {
-                return true;
+        std::iter::from_fn(move || {
+            while at < end {
+                let (start, (state, next)) = (at, self.state_from(at));
+                at = next;
+                if state != State::Untouched {
+                    return Some(start..next.min(end));
+                }
             }
-            at = next;
-        }
-        false
+            None
+        })
     }
 
     /// An error once the layer has failed.

@@ -99,7 +99,7 @@ impl Fork {
     /// top of what is frozen; when nothing was since the last time, there is nothing new to freeze.
     pub(super) fn freeze(&self, ledger: &mut Ledger) -> Result<Frozen> {
         let top = self.stack.top();
-        if top.touches(&(0..self.size())) {
+        if top.changed(&(0..self.size())).next().is_some() {
             self.grow(ledger)?;
         }
         let layers = self.stack.frozen();
