@@ -74,7 +74,9 @@ pub trait WindowSource: Sync {
         unreadable: &mut Vec<Range<usize>>,
     ) -> Result<()> {
         let _ = (out, unreadable);
-        Err(Error::internal(format!("a source was asked for blocks {blocks:?} of window {index}, which it does not read")))
+        Err(Error::internal(format!(
+            "a source was asked for blocks {blocks:?} of window {index}, which it does not read"
+        )))
     }
 
     /// The disk's size in bytes; asked after [`Filled::End`], since a stream knows its length only then. An error here (the

@@ -193,7 +193,8 @@ impl Chance {
         if len == 0 {
             return 0..0;
         }
-        let start = [self.below(len), self.below(len) / BLOCK * BLOCK, self.below(len) / WINDOW * WINDOW][self.below(3)];
+        let start =
+            [self.below(len), self.below(len) / BLOCK * BLOCK, self.below(len) / WINDOW * WINDOW][self.below(3)];
         start..(start + 1 + self.below(longest)).min(len)
     }
 
@@ -217,7 +218,7 @@ impl Chance {
 fn play(repo: &Arc<Repository>, index: &Arc<Index>, seed: u64) {
     let chance = Chance(Seeded::new(seed));
     let size = |chance: &Chance| [0, 1, WINDOW, 3 * WINDOW, chance.below(3 * WINDOW)][chance.below(5)];
-    let mut old = Content { bytes: vec![0; size(&chance) | chance.below(2) * 700], lost: Vec::new() };
+    let mut old = Content { bytes: vec![0; size(&chance) | (chance.below(2) * 700)], lost: Vec::new() };
     chance.0.fill(&mut old.bytes).unwrap();
     chance.edit(&mut old);
     let parent = write(repo, index, &Source::full(&old), None, 10).unwrap();

@@ -7,8 +7,9 @@
 //! ```
 //! Not here: where layers lie and what is in a base ([`super::folder`], [`super::commit`]). What holds: a request that changes something
 //! works on one top from its beginning to its end, and the barrier waits for those under way, and for nothing else: neither for
-//! reads, nor for flushes, nor for the sync that a forced write ends with. So what is frozen is one moment of the disk, and everything
-//! that was acknowledged before the barrier is in it. A flush covers all layers, since what was written before it may lie in any; once
+//! reads, nor for flushes, nor for the syncs that forced writes and compare-and-writes wait for. So what is frozen is one moment of the
+//! disk, and everything that was acknowledged before the barrier is in it. A compare-and-write that had compared when the barrier came
+//! belongs to what is frozen, too: its blocks stay locked until it is there, and freezing ends only then. A flush covers all layers, since what was written before it may lie in any; once
 //! one of them failed, nothing is written above it.
 //!
 //! The lock is held over a write's I/O, against the rule: waiting for it is what the barrier is for. It is local and mostly into memory;
@@ -65,11 +66,17 @@ impl Stack {
         self.read().frozen.clone()
     }
 
-    /// Puts `layer`, which is empty and has the top as its base, on top. Everything that was acknowledged before is below it.
+    /// Puts `layer`, which is empty and has the top as its base, on top. Everything that was acknowledged before is below it, and
+    /// what is below it does not change any more when this returns.
     pub fn push(&self, layer: Arc<Layer>) {
-        let mut layers = self.write();
-        let frozen = std::mem::replace(&mut layers.top, layer);
-        layers.frozen.push(frozen);
+        let frozen = {
+            let mut layers = self.write();
+            let frozen = std::mem::replace(&mut layers.top, layer);
+            layers.frozen.push(Arc::clone(&frozen));
+            frozen
+        };
+        // Without the barrier: this may take a sync, and nobody else waits for it.
+        frozen.come_to_rest();
     }
 
     /// Lets go of everything below the top for a device that holds the same.
@@ -111,12 +118,32 @@ impl Stack {
         Ok(layers)
     }
 
+    /// Has `op` change the top within `range`. It gets the barrier to hold, and lets go of it before it waits for a sync. For those of
+    /// others, too, it is waited without.
+    fn change<T>(
+        &self,
+        range: &Range<u64>,
+        op: impl Fn(&Layer, RwLockReadGuard<'_, Layers>) -> Result<T>,
+    ) -> Result<T> {
+        let attempt = || {
+            self.top().give_way(range);
+            let barrier = self.writable()?;
+            let top = Arc::clone(&barrier.top);
+            let done = op(&top, barrier);
+            Ok((top, done))
+        };
+        match attempt()? {
+            (top, Err(e)) if top.make_room(&e)? => attempt()?.1,
+            (_, done) => done,
+        }
+    }
+
     /// Brings into memory what changing the edges of `range` will read of the base.
-    fn warm_edges(&self, range: Range<u64>) -> Result<()> {
+    fn warm_edges(&self, range: &Range<u64>) -> Result<()> {
         let block = BLOCK as u64;
         match range.start.is_multiple_of(block) && range.end.is_multiple_of(block) {
             true => Ok(()),
-            false => self.top().warm(&range, false),
+            false => self.top().warm(range, false),
         }
     }
 }
@@ -160,25 +187,30 @@ impl BlockDevice for Stack {
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8], durability: Durability) -> Result<()> {
-        self.warm_edges(offset..offset.saturating_add(bytes.len() as u64))?;
-        let (top, debt) = {
-            let layers = self.writable()?;
-            (Arc::clone(&layers.top), layers.top.write_owing(offset, bytes, durability)?)
-        };
-        top.settle_debt(debt)
+        let range = offset..offset.saturating_add(bytes.len() as u64);
+        self.warm_edges(&range)?;
+        self.change(&range, |top, barrier| {
+            let debt = top.write_owing(offset, bytes, durability)?;
+            drop(barrier);
+            top.settle_debt(debt)
+        })
     }
 
     fn zero(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
-        self.warm_edges(range.clone())?;
-        let (top, debt) = {
-            let layers = self.writable()?;
-            (Arc::clone(&layers.top), layers.top.zero_owing(range, how)?)
-        };
-        top.settle_debt(debt)
+        self.warm_edges(&range)?;
+        self.change(&range, |top, barrier| {
+            let debt = top.zero_owing(range.clone(), how)?;
+            drop(barrier);
+            top.settle_debt(debt)
+        })
     }
 
     fn trim(&self, range: Range<u64>) -> Result<()> {
-        self.writable()?.top.trim(range)
+        self.change(&range, |top, barrier| {
+            let debt = top.trim_owing(range.clone())?;
+            drop(barrier);
+            top.settle_debt(debt)
+        })
     }
 
     fn flush(&self) -> Result<()> {
@@ -186,7 +218,12 @@ impl BlockDevice for Stack {
     }
 
     fn compare_and_write(&self, offset: u64, expected: &[u8], new: &[u8]) -> Result<Option<usize>> {
-        self.top().warm(&(offset..offset.saturating_add(expected.len() as u64)), true)?;
-        self.writable()?.top.compare_and_write(offset, expected, new)
+        let range = offset..offset.saturating_add(expected.len() as u64);
+        self.top().warm(&range, true)?;
+        self.change(&range, |top, barrier| {
+            let exchange = top.compare_owing(offset, expected, new)?;
+            drop(barrier);
+            top.finish(exchange)
+        })
     }
 }

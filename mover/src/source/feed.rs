@@ -322,7 +322,8 @@ mod tests {
                     loop {
                         let filled = feed.next(&mut window).unwrap();
                         let index = match filled {
-                            Filled::Bytes(i) | Filled::Zero(i) | Filled::Unchanged(i) => i,
+                            Filled::Bytes(index) | Filled::Zero(index) | Filled::Unchanged(index) => index,
+                            Filled::Changed { index, .. } => index,
                             Filled::End => return,
                         };
                         all.lock().unwrap().push((index, (filled, window.bytes.clone(), window.unreadable.clone())));
