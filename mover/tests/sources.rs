@@ -52,7 +52,9 @@ fn read_all(source: Box<dyn DiskSource>, keep_going: bool) -> Read {
                 read.windows += 1;
             }
             Filled::Zero(_) => {}
-            Filled::Unchanged(index) => panic!("window {index} unchanged since nothing"),
+            Filled::Unchanged(index) | Filled::Changed { index, .. } => {
+                panic!("window {index} unchanged since nothing")
+            }
         }
     }
     feed.size().unwrap();

@@ -211,10 +211,18 @@ impl Repository {
 
     /// Stores a claim under a new random id.
     pub(crate) fn put_claim(&self, claim: &Claim) -> Result<ClaimName> {
-        let tag = self.keys().id_key().workload_tag(&claim.workload);
-        let name = ClaimName { tag, time: claim.time, id: SnapshotId(fresh(self.entropy())?) };
+        let name = self.claim_name(&claim.workload, claim.time)?;
+        self.put_claim_as(name, claim)?;
+        Ok(name)
+    }
+
+    fn claim_name(&self, workload: &str, time: Timestamp) -> Result<ClaimName> {
+        Ok(ClaimName { tag: self.keys().id_key().workload_tag(workload), time, id: SnapshotId(fresh(self.entropy())?) })
+    }
+
+    fn put_claim_as(&self, name: ClaimName, claim: &Claim) -> Result<()> {
         match self.put_record(ObjectKind::Claim, &name.claim(), &claim.encode()?)? {
-            Put::Created => Ok(name),
+            Put::Created => Ok(()),
             Put::Exists => Err(Error::internal(format!("{name} exists although its name is random"))),
         }
     }
@@ -247,15 +255,7 @@ impl Repository {
         now: Timestamp,
     ) -> Result<Pin> {
         let session = self.session(identity, now)?;
-        let claim = Claim {
-            kind: ClaimKind::Pin { purpose: purpose.to_owned() },
-            time: now,
-            workload: snapshot.workload.clone(),
-            tags: Vec::new(),
-            identity: identity.clone(),
-            parents: vec![snapshot.id()],
-            extra: Map::new().with("session", &session.id().0),
-        };
+        let claim = pin_claim(snapshot, purpose, identity, now, &session);
         let mut pin = Pin { repo: Arc::clone(self), claim: None, warning: None, time: now, _session: session };
         match self.put_claim(&claim) {
             Ok(name) => pin.claim = Some(name),
@@ -269,15 +269,38 @@ impl Repository {
                 ));
             }
         }
+        self.check_there(snapshot)?;
+        Ok(pin)
+    }
+
+    /// Sees that a snapshot that was just pinned was not forgotten before.
+    fn check_there(&self, snapshot: &Snapshot) -> Result<()> {
         // The forget first: it goes after the claim, so that who finds a claim and no forget was not forgotten before the pin.
         if self.is_forgotten(snapshot.id())? || self.backend().size(&snapshot.name.claim())?.is_none() {
             return Err(Error::not_found(format!("{}@{} was forgotten", snapshot.workload, snapshot.time())));
         }
-        Ok(pin)
+        Ok(())
     }
 }
 
+/// Pins of forks, which stand until somebody forgets them, be it another process: janitors leave them alone. So whoever makes one notes
+/// its name durably before it is there, or nobody would know of it after a crash.
 impl Repository {
+    /// A name for a pin of `snapshot` that is to be.
+    pub fn name_pin(&self, snapshot: &Snapshot, now: Timestamp) -> Result<ClaimName> {
+        self.claim_name(&snapshot.workload, now)
+    }
+
+    /// Pins `snapshot` under `name`, until that is forgotten. `NotFound` when the snapshot was. After an error the pin may be there, or
+    /// come to be.
+    pub fn pin_for_fork(self: &Arc<Self>, name: ClaimName, snapshot: &Snapshot, identity: &Identity) -> Result<()> {
+        let session = self.session(identity, name.time)?;
+        let claim = pin_claim(snapshot, Pin::FORK, identity, name.time, &session);
+        let needed = |e: Error| e.within("a fork needs a pin in the repository");
+        self.put_claim_as(name, &claim).map_err(needed)?;
+        self.check_there(snapshot)
+    }
+
     /// Checks that the pin at `pin`, which somebody left standing, still holds `snapshot`. `NotFound` when it was forgotten, or never
     /// held that.
     pub fn check_pin(&self, pin: ClaimName, snapshot: SnapshotId) -> Result<()> {
@@ -295,6 +318,18 @@ impl Repository {
     }
 }
 
+fn pin_claim(snapshot: &Snapshot, purpose: &str, identity: &Identity, time: Timestamp, session: &Session) -> Claim {
+    Claim {
+        kind: ClaimKind::Pin { purpose: purpose.to_owned() },
+        time,
+        workload: snapshot.workload.clone(),
+        tags: Vec::new(),
+        identity: identity.clone(),
+        parents: vec![snapshot.id()],
+        extra: Map::new().with("session", &session.id().0),
+    }
+}
+
 impl Pin {
     /// The purpose of pins that end only when their fork does: the janitor leaves them alone.
     pub const FORK: &str = "fork";
@@ -303,13 +338,6 @@ impl Pin {
     #[must_use]
     pub fn warning(&self) -> Option<&str> {
         self.warning.as_deref()
-    }
-
-    /// Lets the pin stand when this process ends, and names it: it ends by [`Repository::forget`]. Only those of a purpose that the
-    /// janitor spares outlive it: [`Pin::FORK`]. `None` when there is no pin.
-    #[must_use]
-    pub fn keep(mut self) -> Option<ClaimName> {
-        self.claim.take()
     }
 
     /// Ends the pin and says whether that worked.

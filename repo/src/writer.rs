@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   Writer::begin     session; index delta numbers; the parent's maps
-//!   Writer::disk      N cutters: source.next -> chunker -> id -> parent/pending/index -> compress
+//!   Writer::disk      N cutters: source.next -> chunker (all of a window, or where it changed) -> id -> parent/pending/index -> compress
 //!                     this thread: packer (seal, place, upload, publish) -> leaf -> tree builder
 //!   Writer::commit    packs durable -> PUT claim -> check -> put-if-absent decision        (the one commit point)
 //! ```
@@ -34,7 +34,7 @@ use crate::time::Timestamp;
 use crate::tree::TreeBuilder;
 use crate::window::WindowSource;
 use crossbeam_channel::{Receiver, bounded};
-use cutter::{Cutter, Draft, DraftContent, Message, Outcome};
+use cutter::{Before, Cutter, Draft, DraftContent, Message, Outcome};
 use packer::Packer;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -196,8 +196,8 @@ impl Writer {
         }
         let geometry = self.repo.geometry();
         let parent = match self.parent_disk(&spec.name) {
-            Some(disk) => Root::of(disk, geometry)?,
-            None => Root::zero(geometry),
+            Some(disk) => Some(Before { root: Root::of(disk, geometry)?, size: disk.size }),
+            None => None,
         };
         let chunker = self.repo.disk_chunker()?;
         let window_len = usize::try_from(geometry.window).map_err(|_| Error::internal("a window of 4 GiB"))?;
@@ -209,6 +209,7 @@ impl Writer {
             let workers: Vec<_> = (0..self.options.workers.max(1))
                 .map(|_| {
                     let mut cutter = Cutter {
+                        window_len,
                         chunker: &chunker,
                         id_key: self.repo.keys().id_key(),
                         index: &self.index,
@@ -216,14 +217,14 @@ impl Writer {
                         shunned: &self.shunned,
                         pending: &pending,
                         nodes: &self.nodes,
-                        parent: &parent,
+                        parent: parent.as_ref(),
                         progress: &self.progress,
                         compressor: Compressor::new(self.options.compression_level)?,
                         out: to.clone(),
                     };
                     let (stop, cancel) = (&stop, cancel);
                     Ok(scope.spawn(move || {
-                        let result = cutter.run(source, window_len, &[stop, cancel]);
+                        let result = cutter.run(source, &[stop, cancel]);
                         if result.is_err() {
                             stop.cancel();
                         }

@@ -108,8 +108,8 @@ fn a_fork_is_committed_and_goes_on_from_there() {
         (made["snapshot"]["workload"].as_str(), made["snapshot"]["tags"][0].as_str()),
         (Some("web"), Some("tried"))
     );
-    // One window was touched: it alone is read, and little of it is new.
-    assert_eq!(made["read"], 16 * MIB, "{made}");
+    // What was touched, and the chunks around it.
+    assert!((1..5 * MIB / 2).contains(&made["read"].as_u64().unwrap()), "{made}");
     assert!(made["new_bytes"].as_u64().unwrap() < 2 * MIB, "{made}");
     assert!(restored(&coffer, &first) == expected);
     assert!(restored(&coffer, &origin) == before, "the point before is as it was");

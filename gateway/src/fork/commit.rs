@@ -1,15 +1,17 @@
 //! CONDUCTOR of commits: a fork, in use or not, becomes a point, and goes on above it.
 //!
 //! ```text
-//!   Commit::begin   one at a time -> freeze: one moment of the disk, everything acknowledged before is in it -> writer begun
-//!   Commit::run     flush what is frozen -> windows that it touches, the rest is the parent's -> the other disks, as they were
+//!   Commit::begin   one at a time -> writer begun: the repository answers -> freeze: one moment of the disk, everything acknowledged
+//!                   before is in it
+//!   Commit::run     flush what is frozen -> blocks that it changed, the rest is the parent's -> the other disks, as they were
 //!                   -> Writer::commit -> adopt: the fork's base is the new point, what was frozen goes
 //! ```
 //! Not here: freezing and adopting ([`super::opened`]), what a window is made of ([`super::windows`]). What holds: the point is one
 //! moment of the disk, and takes over the parent's other disks whole; the fork holds the same at every moment, whatever fails and
 //! wherever a crash comes; what fails before the point counts leaves the frozen layers where they are, and the next commit takes them too;
 //! what fails after leaves a point that the fork does not build on yet. A fork of which a layer failed is not committed: what it
-//! shows may not be what was written.
+//! shows may not be what was written. When so many commits failed that no layer is added any more, the moment of the last of them becomes
+//! a point first, and what the fork is now another, a second later.
 //!
 //! A point that was forgotten is held for its fork, but its subtrees cannot be taken over unread: then everything is read, and what is
 //! stored already found through the index.
@@ -45,6 +47,7 @@ pub struct Commit<'a> {
     frozen: Frozen,
     has_parent: bool,
     writer: Writer,
+    index: Arc<Index>,
     plan: CommitPlan,
 }
 
@@ -61,12 +64,12 @@ impl<'a> Commit<'a> {
             fork.repo.forget(pin, plan.time)?;
         }
         fork.stack.check()?;
-        let frozen = fork.freeze(&mut ledger)?;
         let has_parent = !fork.repo.is_forgotten(header.point.id)?;
         let parent = has_parent.then(|| ledger.snapshot.clone());
         let (repo, identity) = (&fork.repo, plan.identity.clone());
         let writer = Writer::begin(repo, index, &header.workload, parent, identity, plan.writer, plan.time)?;
-        Ok(Commit { fork, ledger, frozen, has_parent, writer, plan })
+        let frozen = fork.freeze(&mut ledger)?;
+        Ok(Commit { fork, ledger, frozen, has_parent, writer, index: Arc::clone(index), plan })
     }
 
     /// Counters that go on while it runs.
@@ -83,7 +86,7 @@ impl<'a> Commit<'a> {
 
     /// Makes the point, and has the fork go on above it.
     pub fn run(self, cancel: &Cancel) -> Result<Snapshot> {
-        let Commit { fork, mut ledger, frozen, has_parent, mut writer, plan } = self;
+        let Commit { fork, mut ledger, frozen, has_parent, mut writer, index, plan } = self;
         frozen.layers.iter().try_for_each(|layer| layer.flush())?;
         let (window, name) = (fork.repo.geometry().window, fork.header().disk);
         for disk in &ledger.snapshot.disks {
@@ -103,11 +106,16 @@ impl<'a> Commit<'a> {
         }
         cancel.check()?;
         fork.stack.check()?;
-        let snapshot = writer.commit(plan.tags)?;
+        let snapshot = writer.commit(plan.tags.clone())?;
         fork.adopt(&mut ledger, &snapshot, &plan.identity, plan.time).map_err(|e| {
             let (workload, time) = (&snapshot.workload, snapshot.time());
             e.within(format_args!("{workload}@{time} was made, but the fork still builds on the point before"))
         })?;
-        Ok(snapshot)
+        if !frozen.is_behind {
+            return Ok(snapshot);
+        }
+        drop(ledger);
+        let time = Timestamp::from_seconds(plan.time.seconds().saturating_add(1))?;
+        Commit::begin(fork, &index, CommitPlan { time, ..plan })?.run(cancel)
     }
 }

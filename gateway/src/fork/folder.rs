@@ -8,8 +8,8 @@
 //!                   1/data journal-a journal-b     its layer; commits stack further ones for as long as they run
 //!   <folder>/.<NAME>.<random>          one that is being made or dropped, or that a crash left so: cleared away by the next
 //! ```
-//! Not here: blocks, and forks that are open ([`super::opened`]). What holds: a fork's pin is put before its folder appears and ended
-//! after it disappeared, so that a fork that is seen is held; folders appear and disappear by one rename, durably; the pin of a fork
+//! Not here: blocks, and forks that are open ([`super::opened`]). What holds: a fork's pin is noted in a hidden folder, then put, then the
+//! folder appears, and it ends after that disappeared: so a fork that is seen is held, and no pin is left that nobody knows of; folders appear and disappear by one rename, durably; the pin of a fork
 //! ends by dropping it or by a commit that has put another. What lies in its folder counts only if its file `fork` names it.
 
 use super::BootId;
@@ -21,7 +21,6 @@ use super::stack::Stack;
 use crate::device::BlockDevice;
 use crate::target::Place;
 use crate::{Error, Kind, Result, SnapshotDevice};
-use coffer_repo::catalog::Pin;
 use coffer_repo::entropy::{Entropy, fresh};
 use coffer_repo::fork_key::ForkKey;
 use coffer_repo::id::RecordId;
@@ -114,12 +113,6 @@ impl Forks {
         }
         DirBuilder::new().recursive(true).mode(0o700).create(&self.folder).map_err(|e| failed(&self.folder, e))?;
         self.clear(repo, now)?;
-        let pin = repo.pin(snapshot, Pin::FORK, identity, now)?;
-        let warning = pin.warning().map(str::to_owned);
-        let Some(pin) = pin.keep() else {
-            let why = warning.unwrap_or_default();
-            return Err(Error::new(Kind::Unavailable, format!("a fork needs a pin in the repository: {why}")));
-        };
         let mut header = ForkHeader {
             repo: repo.keys().repo(),
             point: snapshot.name,
@@ -128,29 +121,30 @@ impl Forks {
             size: disk.size,
             block_size: disk.block_size,
             created: now,
-            pin,
+            pin: repo.name_pin(snapshot, now)?,
             ending: None,
             handed_to: None,
             keys: BTreeMap::new(),
         };
-        let draft = self.hidden(name, repo.entropy());
-        let made = draft.as_deref().map_err(Error::duplicate).and_then(|draft| {
-            let key = ForkKey::generate(repo.entropy())?;
-            header.keys.insert(1, repo.wrap_fork_key(&key, &header.binding(1)?)?);
-            // Held until it has its name, so that nobody clears it away.
-            let _lock = self.build(draft, &header, &key, boot, repo.entropy())?;
-            rename(draft, &self.folder(name)).map_err(|e| match e {
+        let key = ForkKey::generate(repo.entropy())?;
+        header.keys.insert(1, repo.wrap_fork_key(&key, &header.binding(1)?)?);
+        let draft = self.hidden(name, repo.entropy())?;
+        // The lock is held until it has its name, so that nobody clears it away.
+        let made = self.build(&draft, &header, &key, boot, repo.entropy()).and_then(|_lock| {
+            // Whatever happens to this process: the next one finds the pin's name there.
+            sync_folder(&self.folder)?;
+            repo.pin_for_fork(header.pin, snapshot, identity)?;
+            rename(&draft, &self.folder(name)).map_err(|e| match e {
                 Errno::EXIST => taken(name),
-                e => failed(draft, e.into()),
+                e => failed(&draft, e.into()),
             })?;
             sync_folder(&self.folder)
         });
         if let Err(e) = made {
-            // As good as can be: what is left is cleared away by the next.
-            if let Ok(draft) = draft {
-                let _ = fs::remove_dir_all(draft);
+            // Else what is left is cleared away by the next.
+            if draft.exists() && repo.forget(header.pin, now).is_ok() {
+                let _ = fs::remove_dir_all(&draft);
             }
-            let _ = repo.forget(pin, now);
             return Err(e);
         }
         Ok(header)

@@ -42,7 +42,9 @@ use coffer_repo::entropy::{Entropy, fresh};
 use coffer_repo::fork_key::ForkKey;
 use flush::{Dirty, Holes};
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
+use write::Exchange;
 
 const BLOCK_U64: u64 = BLOCK as u64;
 
@@ -66,6 +68,8 @@ pub struct Layer {
     map: BlockMap,
     locks: RangeLocks,
     lanes: Lanes,
+    /// How many compare-and-writes keep their locks for the length of a sync.
+    exchanges: AtomicUsize,
     dirty: Dirty,
     holes: Holes,
     rounds: Rounds,
@@ -119,6 +123,7 @@ impl Layer {
             map: found.map,
             locks: RangeLocks::new(),
             lanes: Lanes::new(&key.blocks()?)?,
+            exchanges: AtomicUsize::new(0),
             dirty: Dirty::default(),
             holes: Holes::default(),
             rounds: Rounds::default(),
@@ -174,32 +179,20 @@ impl Layer {
         Arc::clone(&self.base.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Whether anything in `range`, in bytes, is not as it is below.
-    #[must_use]
-    pub fn touches(&self, range: &Range<u64>) -> bool {
+    /// Runs of blocks within `range`, in bytes, that are not as they are below: by number, in order.
+    pub(super) fn changed(&self, range: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<'_> {
         let end = range.end.div_ceil(BLOCK_U64).min(self.map.blocks());
         let mut at = range.start / BLOCK_U64;
-        while at < end {
-            let (state, next) = self.state_from(at);
-            if state != State::Untouched {
-                return true;
+        std::iter::from_fn(move || {
+            while at < end {
+                let (start, (state, next)) = (at, self.state_from(at));
+                at = next;
+                if state != State::Untouched {
+                    return Some(start..next.min(end));
+                }
             }
-            at = next;
-        }
-        false
-    }
-
-    /// The first byte from `at` on that lies in a block that is not as it is below.
-    pub(super) fn next_touched(&self, at: u64) -> Option<u64> {
-        let mut block = at / BLOCK_U64;
-        while block < self.map.blocks() {
-            let (state, next) = self.state_from(block);
-            if state != State::Untouched {
-                return Some(at.max(block * BLOCK_U64));
-            }
-            block = next;
-        }
-        None
+            None
+        })
     }
 
     /// An error once the layer has failed.
@@ -236,20 +229,20 @@ impl Layer {
         let _ = self.journal.append_kept(&Entry::Distrust);
     }
 
-    /// Runs `op` once more when it failed for want of space in a journal that can begin anew.
-    fn with_room<T>(&self, op: impl Fn() -> Result<T>) -> Result<T> {
-        let result = match op() {
-            Err(e) if e.kind() == Kind::Full && self.journal.is_short() => {
-                self.round(true)?;
-                op()
-            }
-            other => other,
-        };
-        // A journal that is short as well could not begin anew a moment ago: the next round tries again.
-        if self.journal.is_due() && !self.journal.is_short() {
+    /// Makes room when it was the journal that a request lacked space in; whether it did, and the request may be tried again.
+    pub(super) fn make_room(&self, error: &Error) -> Result<bool> {
+        let is_short = error.kind() == Kind::Full && self.journal.is_short();
+        if is_short {
             self.round(true)?;
         }
-        result
+        Ok(is_short)
+    }
+
+    fn with_room<T>(&self, op: impl Fn() -> Result<T>) -> Result<T> {
+        match op() {
+            Err(e) if self.make_room(&e)? => op(),
+            other => other,
+        }
     }
 
     fn check_write(&self, offset: u64, len: u64) -> Result<()> {
@@ -310,16 +303,15 @@ impl BlockDevice for Layer {
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8], durability: Durability) -> Result<()> {
-        self.settle_debt(self.write_owing(offset, bytes, durability)?)
+        self.settle_debt(self.with_room(|| self.write_owing(offset, bytes, durability))?)
     }
 
     fn zero(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
-        self.settle_debt(self.zero_owing(range, how)?)
+        self.settle_debt(self.with_room(|| self.zero_owing(range.clone(), how))?)
     }
 
     fn trim(&self, range: Range<u64>) -> Result<()> {
-        self.check_write(range.start, range.end.saturating_sub(range.start))?;
-        self.trim_range(range)
+        self.settle_debt(self.with_room(|| self.trim_owing(range.clone()))?)
     }
 
     fn flush(&self) -> Result<()> {
@@ -328,15 +320,11 @@ impl BlockDevice for Layer {
     }
 
     fn compare_and_write(&self, offset: u64, expected: &[u8], new: &[u8]) -> Result<Option<usize>> {
-        if expected.len() != new.len() {
-            return Err(Error::invalid("compare-and-write with two lengths"));
-        }
-        self.check_write(offset, new.len() as u64)?;
-        self.with_room(|| self.exchange(offset, expected, new))
+        self.finish(self.with_room(|| self.compare_owing(offset, expected, new))?)
     }
 }
 
-/// What a forced request waits for once its contents are in place.
+/// What a request waits for once its contents are in place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub(super) enum Debt {
@@ -345,8 +333,10 @@ pub(super) enum Debt {
     Data,
 }
 
+/// Requests in two parts: what the barrier of a stack waits for, and the syncs, which it does not. The first part fails for want of
+/// space where [`Layer::make_room`] may find some.
 impl Layer {
-    /// As [`BlockDevice::write_at`], without the wait for a sync that a forced write ends with.
+    /// As [`BlockDevice::write_at`], but for syncs.
     pub(super) fn write_owing(&self, offset: u64, bytes: &[u8], durability: Durability) -> Result<Debt> {
         self.check_write(offset, bytes.len() as u64)?;
         self.write(offset, bytes, durability)
@@ -358,13 +348,43 @@ impl Layer {
         self.zero_range(range, how)
     }
 
-    /// Waits for what a request still owes.
+    /// As [`BlockDevice::trim`], likewise.
+    pub(super) fn trim_owing(&self, range: Range<u64>) -> Result<Debt> {
+        self.check_write(range.start, range.end.saturating_sub(range.start))?;
+        self.trim_range(range)
+    }
+
+    /// As [`BlockDevice::compare_and_write`], likewise: what it comes to is decided, and [`Layer::finish`] brings it about.
+    pub(super) fn compare_owing(&self, offset: u64, expected: &[u8], new: &[u8]) -> Result<Exchange<'_>> {
+        if expected.len() != new.len() {
+            return Err(Error::invalid("compare-and-write with two lengths"));
+        }
+        self.check_write(offset, new.len() as u64)?;
+        self.exchange(offset, expected, new)
+    }
+
+    /// Waits for what a request still owes, and has the journal begin anew when it is time.
     pub(super) fn settle_debt(&self, debt: Debt) -> Result<()> {
         match debt {
-            Debt::Nothing => Ok(()),
-            Debt::Journal => self.round(false),
-            Debt::Data => self.round(true),
+            Debt::Nothing => {}
+            Debt::Journal => self.round(false)?,
+            Debt::Data => self.round(true)?,
         }
+        // A journal that is short as well could not begin anew a moment ago: the next round tries again.
+        if self.journal.is_due() && !self.journal.is_short() { self.round(true) } else { Ok(()) }
+    }
+
+    /// Waits for compare-and-writes under way where `range`, in bytes, is. Others may begin at once: it saves waiting for them later
+    /// only.
+    pub(super) fn give_way(&self, range: &Range<u64>) {
+        if self.exchanges.load(Ordering::Relaxed) > 0 {
+            self.locks.pass(range.start / BLOCK_U64 / REGION..range.end.div_ceil(BLOCK_U64 * REGION));
+        }
+    }
+
+    /// Waits for all compare-and-writes under way. For a layer that takes no new requests: it holds still then.
+    pub(super) fn come_to_rest(&self) {
+        self.locks.pass(0..self.map.blocks().div_ceil(REGION));
     }
 
     /// Has the base bring into memory what a write to `range`, in bytes, will read of it: untouched blocks that it covers in part,

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   freeze   layer n+1 made, durable -> header names it, durable -> flush -> barrier: n is frozen     (a crash: n+1 is empty or not there)
-//!   adopt    pin of the new point -> header: that point, and the top's layer alone, durable -> base exchanged -> old pin, old layers end
+//!   adopt    pin of the new point, noted as one to end until it is needed -> header: that point, and the top's layer alone, durable
+//!            -> base exchanged -> old pin, old layers end
 //!   hand over, by a hydration        header: what to, durable -> requests go there     (opened after that, it is what is there)
 //! ```
 //! Not here: what becomes of what is frozen ([`super::commit`]), or of all of it ([`super::hydration`]). What holds: the header names every layer that may hold a write, before
@@ -18,7 +19,6 @@ use super::layer::Layer;
 use super::stack::Stack;
 use crate::device::{BlockDevice, Durability, Extent, Zeroing};
 use crate::{Error, Kind, Result, SnapshotDevice};
-use coffer_repo::catalog::Pin;
 use coffer_repo::entropy::Entropy;
 use coffer_repo::fork_key::ForkKey;
 use coffer_repo::reader::Reader;
@@ -30,6 +30,9 @@ use std::fs::{self, File};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+
+/// Failed commits leave at most so many layers: each costs reads a look, and open files.
+const MOST_FROZEN: usize = 8;
 
 /// An open fork.
 pub struct Fork {
@@ -65,6 +68,8 @@ pub(super) struct Frozen {
     pub(super) device: Arc<dyn BlockDevice>,
     /// What differs from the fork's point lies in these.
     pub(super) layers: Vec<Arc<Layer>>,
+    /// It is an earlier moment, of which no point was made yet: what was written since is not in it.
+    pub(super) is_behind: bool,
 }
 
 impl Fork {
@@ -106,10 +111,13 @@ impl Fork {
     }
 
     /// Freezes the fork as it is at one moment. Writers wait for those under way, and for no I/O of this. What was written goes on
-    /// top of what is frozen; when nothing was since the last time, there is nothing new to freeze.
+    /// top of what is frozen; when nothing was since the last time, there is nothing new to freeze. Once [`MOST_FROZEN`] layers wait for a
+    /// commit that succeeds, they are what it gets.
     pub(super) fn freeze(&self, ledger: &mut Ledger) -> Result<Frozen> {
         let top = self.stack.top()?;
-        if top.touches(&(0..self.size())) {
+        let is_new = top.changed(&(0..self.size())).next().is_some();
+        let is_behind = is_new && self.stack.frozen().len() >= MOST_FROZEN;
+        if is_new && !is_behind {
             self.grow(ledger)?;
         }
         let layers = self.stack.frozen();
@@ -117,7 +125,7 @@ impl Fork {
             Some(layer) => Arc::clone(layer) as Arc<dyn BlockDevice>,
             None => Arc::clone(&ledger.base) as Arc<dyn BlockDevice>,
         };
-        Ok(Frozen { device, layers })
+        Ok(Frozen { device, layers, is_behind })
     }
 
     /// Puts a new layer on top.
@@ -174,19 +182,19 @@ impl Fork {
         if (base.size(), base.block_size()) != (old.size, old.block_size) {
             return Err(Error::internal("the committed disk is not the fork's"));
         }
-        let pin = self.repo.pin(snapshot, Pin::FORK, identity, now)?;
-        let warning = pin.warning().map(str::to_owned);
-        let Some(pin) = pin.keep() else {
-            return Err(Error::new(Kind::Unavailable, warning.unwrap_or_default()));
-        };
+        let pin = self.repo.name_pin(snapshot, now)?;
+        // What was to end has ended by now. If nothing comes of the new pin, whoever opens or commits the fork next ends it.
+        let noted = self.draft(&ledger.keys, ForkHeader { ending: Some(pin), ..old.clone() })?;
+        place_header(&self.folder)?;
+        self.set_header(noted);
+        self.repo.pin_for_fork(pin, snapshot, identity)?;
         let (top, ended) = (ledger.keys.last_key_value().map_or(0, |(number, _)| *number), old.pin);
         let mut gone = ledger.keys.clone();
         let kept = gone.split_off(&top);
-        let header = ForkHeader { point: snapshot.name, pin, ending: Some(old.pin), ..old };
-        let header = self.draft(&kept, header).inspect_err(|_| {
-            // Nothing names the pin. As good as can be.
-            let _ = self.repo.forget(pin, now);
-        })?;
+        let header = ForkHeader { point: snapshot.name, pin, ending: Some(old.pin), ..old.clone() };
+        let header = self.draft(&kept, header)?;
+        // From here on the pin may be needed.
+        self.set_header(old);
         // After an error either header may count: both points stay pinned, and all layers are kept.
         place_header(&self.folder)?;
         self.stack.settle(Arc::clone(&base) as Arc<dyn BlockDevice>)?;

@@ -42,18 +42,28 @@ impl RangeLocks {
 
     /// Those of some regions in a row.
     pub(super) fn write_span(&self, regions: Range<u64>) -> Held<'_> {
-        if regions.end.saturating_sub(regions.start) >= STRIPES as u64 {
-            return self.write_all();
+        stripes(regions).into_iter().map(|s| self.0[s].write().unwrap_or_else(PoisonError::into_inner)).collect()
+    }
+
+    /// Waits for everybody who writes in these regions as this begins. Keeps nobody from reading.
+    pub(super) fn pass(&self, regions: Range<u64>) {
+        for stripe in stripes(regions) {
+            drop(self.0[stripe].read().unwrap_or_else(PoisonError::into_inner));
         }
-        let mut stripes: Vec<usize> = regions.map(stripe).collect();
-        stripes.sort_unstable();
-        stripes.into_iter().map(|s| self.0[s].write().unwrap_or_else(PoisonError::into_inner)).collect()
     }
 
     /// All of them: nobody else reads or writes anything.
     pub(super) fn write_all(&self) -> Held<'_> {
-        self.0.iter().map(|stripe| stripe.write().unwrap_or_else(PoisonError::into_inner)).collect()
+        self.write_span(0..STRIPES as u64)
     }
+}
+
+/// The stripes of some regions in a row, in rising order.
+fn stripes(regions: Range<u64>) -> Vec<usize> {
+    let end = regions.end.min(regions.start.saturating_add(STRIPES as u64));
+    let mut stripes: Vec<usize> = (regions.start..end).map(stripe).collect();
+    stripes.sort_unstable();
+    stripes
 }
 
 fn stripe(region: u64) -> usize {

@@ -9,9 +9,11 @@
 //! ```
 //! Not here: where layers lie, what is in a base or on a target ([`super::folder`], [`super::commit`], [`super::hydration`]). What
 //! holds: a request that changes something works on one top from its beginning to its end, marks included, and the barrier waits for
-//! those under way, and for nothing else: neither for reads, nor for flushes, nor for the sync that a forced write ends with. So what is
-//! frozen is one moment of the disk, and everything that was acknowledged before the barrier is in it. A flush covers all layers, since
-//! what was written before it may lie in any; once one of them failed, nothing is written above it.
+//! those under way, and for nothing else: neither for reads, nor for flushes, nor for the syncs that forced writes and
+//! compare-and-writes wait for. So what is frozen is one moment of the disk, and everything that was acknowledged before the barrier is
+//! in it. A compare-and-write that had compared when the barrier came belongs to what is frozen, too, and is marked: its blocks stay
+//! locked until it is there; freezing ends only then, and whoever copies it for a hand-over waits for the lock. A flush covers all
+//! layers, since what was written before it may lie in any; once one of them failed, nothing is written above it.
 //!
 //! The gate is held over a write's I/O, against the rule: waiting for it is what the barrier is for. That is local and mostly into
 //! memory; what a write to part of a block needs from a base that may be far away is brought into memory first. Whoever hands over has
@@ -19,7 +21,7 @@
 
 use super::heir::Heir;
 use super::hydration::Tracker;
-use super::layer::{Debt, Layer};
+use super::layer::Layer;
 use super::record::BLOCK;
 use crate::device::{BlockDevice, Durability, Extent, Zeroing};
 use crate::{Error, Result};
@@ -54,6 +56,22 @@ struct Layers {
     halted: Option<Arc<Error>>,
 }
 
+/// Being within the gate. What was changed meanwhile is marked before it is left.
+struct Passage<'a> {
+    layers: &'a Layers,
+    range: &'a Range<u64>,
+    _gate: RwLockReadGuard<'a, ()>,
+}
+
+impl Drop for Passage<'_> {
+    fn drop(&mut self) {
+        // A change that failed may have come to pass in part.
+        if let Some(tracker) = &self.layers.tracker {
+            tracker.mark(self.range);
+        }
+    }
+}
+
 /// The gate, closed: nothing changes until it is dropped.
 pub(super) struct Barrier<'a> {
     stack: &'a Stack,
@@ -71,12 +89,6 @@ impl Layers {
 
     fn all(&self) -> impl Iterator<Item = &Arc<Layer>> {
         self.frozen.iter().chain([&self.top])
-    }
-
-    fn mark(&self, range: &Range<u64>) {
-        if let Some(tracker) = &self.tracker {
-            tracker.mark(range);
-        }
     }
 }
 
@@ -106,13 +118,18 @@ impl Stack {
         self.layers().map(|layers| layers.frozen.clone()).unwrap_or_default()
     }
 
-    /// Puts `layer`, which is empty and has the top as its base, on top. Everything that was acknowledged before is below it.
+    /// Puts `layer`, which is empty and has the top as its base, on top. Everything that was acknowledged before is below it, and
+    /// what is below it does not change any more when this returns.
     pub fn push(&self, layer: Arc<Layer>) -> Result<()> {
-        let _barrier = self.barrier();
-        self.exchange(|layers| {
-            let frozen = std::mem::replace(&mut layers.top, layer);
-            layers.frozen.push(frozen);
-        })
+        let frozen = {
+            let _barrier = self.barrier();
+            let frozen = self.top()?;
+            self.exchange(|layers| layers.frozen.push(std::mem::replace(&mut layers.top, layer)))?;
+            frozen
+        };
+        // Without the barrier: this may take a sync, and nobody else waits for it.
+        frozen.come_to_rest();
+        Ok(())
     }
 
     /// Lets go of everything below the top for a device that holds the same.
@@ -139,18 +156,16 @@ impl Stack {
 
     /// Whether any layer has anything in `range`, in bytes.
     pub(super) fn touches(&self, range: &Range<u64>) -> bool {
-        self.layers().is_ok_and(|layers| layers.all().any(|layer| layer.touches(range)))
+        self.layers().is_ok_and(|layers| layers.all().any(|layer| layer.changed(range).next().is_some()))
     }
 
     /// Calls `each` with the number of every part of `part` bytes in which a layer has a block of its own; more than once where several have.
     pub(super) fn each_touched(&self, part: u64, each: impl Fn(u64)) {
         let Ok(layers) = self.layers() else { return };
-        for layer in layers.all() {
-            let mut at = 0;
-            while let Some(byte) = layer.next_touched(at) {
-                each(byte / part);
-                at = (byte / part + 1) * part;
-            }
+        let whole = 0..self.size;
+        for run in layers.all().flat_map(|layer| layer.changed(&whole)) {
+            let (first, end) = (run.start * BLOCK as u64 / part, (run.end * BLOCK as u64).div_ceil(part));
+            (first..end).for_each(&each);
         }
     }
 
@@ -198,32 +213,39 @@ impl Stack {
         self.gate.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes `range`: `warm` first, without the gate; then the top, and what it returns with it; or what it was handed over to.
+    /// Changes `range`: `warm` first, without the gate; then `op` of the top, which lets go of the passage before it waits for a sync; or
+    /// what it was handed over to. For syncs of others, too, it is waited without.
     fn change<T>(
         &self,
         range: &Range<u64>,
         warm: impl FnOnce(&Layer) -> Result<()>,
-        change: impl FnOnce(&Layer) -> Result<T>,
+        op: impl Fn(&Layer, Passage<'_>) -> Result<T>,
         handed_over: impl FnOnce(&Heir) -> Result<T>,
-    ) -> Result<(Option<Arc<Layer>>, T)> {
+    ) -> Result<T> {
         if let Course::Layers(layers) = self.course() {
             if let Some(tracker) = &layers.tracker {
                 tracker.wait_turn();
             }
             warm(&layers.top)?;
         }
-        let gate = self.enter();
-        // Only now: it may have changed at the gate.
-        match self.course() {
-            Course::Layers(layers) => {
-                layers.check()?;
-                let changed = change(&layers.top);
-                layers.mark(range);
-                Ok((Some(Arc::clone(&layers.top)), changed?))
+        let mut is_first = true;
+        loop {
+            if let Course::Layers(layers) = self.course() {
+                layers.top.give_way(range);
             }
-            Course::Heir(heir) => {
-                drop(gate);
-                Ok((None, handed_over(&heir)?))
+            let gate = self.enter();
+            // Only now: it may have changed at the gate.
+            let layers = match self.course() {
+                Course::Layers(layers) => layers,
+                Course::Heir(heir) => {
+                    drop(gate);
+                    return handed_over(&heir);
+                }
+            };
+            layers.check()?;
+            match op(&layers.top, Passage { layers: &layers, range, _gate: gate }) {
+                Err(e) if is_first && layers.top.make_room(&e)? => is_first = false,
+                done => return done,
             }
         }
     }
@@ -258,11 +280,6 @@ fn warm_edges(top: &Layer, range: &Range<u64>) -> Result<()> {
         true => Ok(()),
         false => top.warm(range, false),
     }
-}
-
-/// Waits for what a change of a layer still owes.
-fn settle_debt((layer, debt): (Option<Arc<Layer>>, Debt)) -> Result<()> {
-    layer.map_or(Ok(()), |layer| layer.settle_debt(debt))
 }
 
 impl BlockDevice for Stack {
@@ -325,26 +342,42 @@ impl BlockDevice for Stack {
 
     fn write_at(&self, offset: u64, bytes: &[u8], durability: Durability) -> Result<()> {
         let range = offset..offset.saturating_add(bytes.len() as u64);
-        settle_debt(self.change(
+        self.change(
             &range,
             |top| warm_edges(top, &range),
-            |top| top.write_owing(offset, bytes, durability),
-            |heir| heir.write_at(offset, bytes, durability).map(|()| Debt::Nothing),
-        )?)
+            |top, passage| {
+                let debt = top.write_owing(offset, bytes, durability)?;
+                drop(passage);
+                top.settle_debt(debt)
+            },
+            |heir| heir.write_at(offset, bytes, durability),
+        )
     }
 
     fn zero(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
-        settle_debt(self.change(
+        self.change(
             &range,
             |top| warm_edges(top, &range),
-            |top| top.zero_owing(range.clone(), how),
-            |heir| heir.zero(range.clone(), how).map(|()| Debt::Nothing),
-        )?)
+            |top, passage| {
+                let debt = top.zero_owing(range.clone(), how)?;
+                drop(passage);
+                top.settle_debt(debt)
+            },
+            |heir| heir.zero(range.clone(), how),
+        )
     }
 
     fn trim(&self, range: Range<u64>) -> Result<()> {
-        let trim = |device: &dyn BlockDevice| device.trim(range.clone());
-        self.change(&range, |_| Ok(()), |top| trim(top), |heir| trim(heir)).map(drop)
+        self.change(
+            &range,
+            |_| Ok(()),
+            |top, passage| {
+                let debt = top.trim_owing(range.clone())?;
+                drop(passage);
+                top.settle_debt(debt)
+            },
+            |heir| heir.trim(range.clone()),
+        )
     }
 
     fn flush(&self) -> Result<()> {
@@ -359,8 +392,15 @@ impl BlockDevice for Stack {
 
     fn compare_and_write(&self, offset: u64, expected: &[u8], new: &[u8]) -> Result<Option<usize>> {
         let range = offset..offset.saturating_add(expected.len() as u64);
-        let exchange = |device: &dyn BlockDevice| device.compare_and_write(offset, expected, new);
-        let done = self.change(&range, |top| top.warm(&range, true), |top| exchange(top), |heir| exchange(heir));
-        done.map(|(_, differs)| differs)
+        self.change(
+            &range,
+            |top| top.warm(&range, true),
+            |top, passage| {
+                let exchange = top.compare_owing(offset, expected, new)?;
+                drop(passage);
+                top.finish(exchange)
+            },
+            |heir| heir.compare_and_write(offset, expected, new),
+        )
     }
 }

@@ -1,9 +1,16 @@
-//! A frozen disk as the repository's writer reads it: window by window, and only those in which something was written.
+//! A frozen disk as the repository's writer reads it: window by window, and only the blocks in which something was written.
 //!
-//! Not here: who froze it. What holds: a window is called unchanged only where no layer above the parent has a block of it; what the
-//! parent could not read is recorded as such again, and never read as zeroes.
+//! ```text
+//!   no parent             all of a window is read
+//!   no layer changed it   Unchanged: nothing is
+//!   few blocks            Changed: which; the writer asks for what cutting there takes
+//!   most blocks           all of it is read: in long pieces, which a base that is far away gives sooner
+//! ```
+//! Not here: who froze it. What holds: what is called unchanged no layer above the parent has a block of; what the parent could not
+//! read is recorded as such again, and never read as zeroes.
 
 use super::layer::Layer;
+use super::record::BLOCK;
 use crate::device::{BlockDevice, Content};
 use crate::{Error, Result};
 use coffer_repo::window::{Filled, Window, WindowSource};
@@ -28,11 +35,21 @@ impl<'a> FrozenWindows<'a> {
         FrozenWindows { device, layers, window, next: AtomicU64::new(0) }
     }
 
-    /// Reads a window; whether anything but zeroes may be in it.
-    fn read(&self, range: Range<u64>, window: &mut Window) -> Result<bool> {
+    /// Adds the blocks of `range` that any layer changed, counted from its start, once for each layer. How many that are.
+    fn note(&self, layers: &[Arc<Layer>], range: &Range<u64>, changed: &mut Vec<Range<usize>>) -> Result<usize> {
+        let (first, mut count) = (range.start / BLOCK as u64, 0);
+        for run in layers.iter().flat_map(|layer| layer.changed(range)) {
+            let run = length(run.start - first)?..length(run.end - first)?;
+            count += run.len();
+            changed.push(run);
+        }
+        Ok(count)
+    }
+
+    /// Reads `range`, in bytes, and notes by block from its start what cannot be read, which is zero then; whether anything but
+    /// zeroes may be in it.
+    fn read(&self, range: Range<u64>, out: &mut [u8], lost: &mut Vec<Range<usize>>) -> Result<bool> {
         let mut has_more = false;
-        let out = window.make_room(length(range.end - range.start)?);
-        let mut unreadable = Vec::new();
         let mut at = range.start;
         while at < range.end {
             let extents = self.device.extents(at..range.end, BATCH)?;
@@ -45,7 +62,7 @@ impl<'a> FrozenWindows<'a> {
                     Content::Zero => part.fill(0),
                     Content::Unreadable => {
                         part.fill(0);
-                        unreadable.push(small(from)?..small(to)?);
+                        lost.push(from / BLOCK..to.div_ceil(BLOCK));
                     }
                 }
             }
@@ -55,7 +72,6 @@ impl<'a> FrozenWindows<'a> {
                 .filter(|end| *end > at)
                 .ok_or_else(|| Error::internal("a device has no extents"))?;
         }
-        window.unreadable = unreadable;
         Ok(has_more)
     }
 }
@@ -69,10 +85,36 @@ impl WindowSource for FrozenWindows<'_> {
             return Ok(Filled::End);
         }
         let range = start..size.min(start.saturating_add(self.window));
-        if self.layers.is_some_and(|layers| !layers.iter().any(|layer| layer.touches(&range))) {
-            return Ok(Filled::Unchanged(index));
+        let len = length(range.end - range.start)?;
+        if let Some(layers) = self.layers {
+            match self.note(layers, &range, &mut window.changed)? {
+                0 => return Ok(Filled::Unchanged(index)),
+                count if count <= len.div_ceil(BLOCK) / 2 => return Ok(Filled::Changed { index, len }),
+                _ => {}
+            }
         }
-        Ok(if self.read(range, window)? { Filled::Bytes(index) } else { Filled::Zero(index) })
+        let mut lost = Vec::new();
+        if !self.read(range, window.make_room(len), &mut lost)? {
+            return Ok(Filled::Zero(index));
+        }
+        for blocks in lost {
+            window.unreadable.push(small(blocks.start * BLOCK)?..small((blocks.end * BLOCK).min(len))?);
+        }
+        Ok(Filled::Bytes(index))
+    }
+
+    fn read_blocks(
+        &self,
+        index: u64,
+        blocks: Range<usize>,
+        out: &mut [u8],
+        unreadable: &mut Vec<Range<usize>>,
+    ) -> Result<()> {
+        let byte = |block: usize| index * self.window + (block * BLOCK) as u64;
+        let mut lost = Vec::new();
+        self.read(byte(blocks.start)..byte(blocks.end).min(self.device.size()), out, &mut lost)?;
+        unreadable.extend(lost.into_iter().map(|lost| blocks.start + lost.start..blocks.start + lost.end));
+        Ok(())
     }
 
     fn size(&self) -> Result<u64> {

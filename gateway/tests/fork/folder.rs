@@ -19,26 +19,38 @@ use coffer_repo::snapshot::{Identity, Snapshot};
 use coffer_repo::time::Timestamp;
 use coffer_repo::window::{Filled, Window, WindowSource};
 use coffer_repo::writer::{DiskSpec, Writer, WriterOptions};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tempfile::TempDir;
 
 pub(crate) const WINDOW: usize = 1 << 20;
+pub(crate) const BLOCK: usize = 4096;
 const BOOT: BootId = BootId([1; 16]);
 
 /// A disk image as a source.
-struct Image<'a>(&'a [u8], AtomicUsize);
+struct Image<'a> {
+    bytes: &'a [u8],
+    /// What cannot be read, in blocks.
+    lost: &'a [Range<usize>],
+    next: AtomicUsize,
+}
 
 impl WindowSource for Image<'_> {
     fn next(&self, window: &mut Window) -> Result<Filled> {
-        let index = self.1.fetch_add(1, Ordering::Relaxed);
-        let Some(bytes) = self.0.chunks(WINDOW).nth(index) else { return Ok(Filled::End) };
+        let index = self.next.fetch_add(1, Ordering::Relaxed);
+        let Some(bytes) = self.bytes.chunks(WINDOW).nth(index) else { return Ok(Filled::End) };
         window.make_room(bytes.len()).copy_from_slice(bytes);
+        let within =
+            |block: usize| (block * BLOCK).clamp(index * WINDOW, index * WINDOW + bytes.len()) - index * WINDOW;
+        for lost in self.lost.iter().map(|lost| within(lost.start)..within(lost.end)).filter(|lost| !lost.is_empty()) {
+            window.unreadable.push(lost.start as u32..lost.end as u32);
+        }
         Ok(Filled::Bytes(index as u64))
     }
 
     fn size(&self) -> Result<u64> {
-        Ok(self.0.len() as u64)
+        Ok(self.bytes.len() as u64)
     }
 }
 
@@ -66,8 +78,27 @@ pub(crate) fn name(text: &str) -> ForkName {
     text.parse().unwrap()
 }
 
+/// Name, contents, blocks that cannot be read.
+type ImageOf<'a> = (&'a str, &'a [u8], &'a [Range<usize>]);
+
+fn backed_up(repo: &Arc<Repository>, index: &Arc<Index>, workload: &str, disks: &[ImageOf<'_>], time: u64) -> Snapshot {
+    let options = WriterOptions { workers: 1, ..WriterOptions::default() };
+    let mut writer = Writer::begin(repo, index, workload, None, Identity::default(), options, at(time)).unwrap();
+    for (name, bytes, lost) in disks.iter().copied() {
+        let spec = DiskSpec { name: name.into(), block_size: 512, platform: None };
+        writer.disk(spec, &Image { bytes, lost, next: AtomicUsize::new(0) }, &Cancel::default()).unwrap();
+        writer.set_token(name, format!("token of {name}"));
+    }
+    writer.commit(Vec::new()).unwrap()
+}
+
 impl Stage {
     pub(crate) fn new() -> Stage {
+        Stage::with(&[])
+    }
+
+    /// Of vda the blocks `lost` cannot be read.
+    pub(crate) fn with(lost: &[Range<usize>]) -> Stage {
         let folder = tempfile::tempdir().unwrap();
         let slot = SlotOptions {
             label: "test".into(),
@@ -88,17 +119,15 @@ impl Stage {
         let index = Index::open(&folder.path().join("index"), repo.keys().repo(), IndexOptions::default()).unwrap();
         let index = Arc::new(index);
         let bytes = Chance::new(1).bytes(3 << 20);
-        let options = WriterOptions { workers: 1, ..WriterOptions::default() };
-        let begun = Writer::begin(&repo, &index, "web", None, Identity::default(), options, at(10));
-        let mut writer = begun.unwrap();
-        let spec = |name: &str| DiskSpec { name: name.into(), block_size: 512, platform: None };
-        for (disk, bytes) in [("vda", &bytes[..]), ("vdb", &Chance::new(2).bytes(WINDOW + 5000))] {
-            writer.disk(spec(disk), &Image(bytes, AtomicUsize::new(0)), &Cancel::default()).unwrap();
-            writer.set_token(disk, format!("token of {disk}"));
-        }
-        let point = writer.commit(Vec::new()).unwrap();
+        let disks = [("vda", &bytes[..], lost), ("vdb", &Chance::new(2).bytes(WINDOW + 5000), &[])];
+        let point = backed_up(&repo, &index, "web", &disks, 10);
         let forks = Forks::new(folder.path().join("state/forks"));
         Stage { folder, memory, repo, index, point, bytes, forks }
+    }
+
+    /// A backup of all of a disk as vda, of a workload of its own.
+    pub(crate) fn backed_up(&self, bytes: &[u8], lost: &[Range<usize>], time: u64) -> Snapshot {
+        backed_up(&self.repo, &self.index, "whole", &[("vda", bytes, lost)], time)
     }
 
     pub(crate) fn create(&self, fork: &str) -> Result<()> {

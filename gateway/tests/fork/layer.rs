@@ -10,7 +10,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
 use std::thread::scope;
+use std::time::{Duration, Instant};
 
 const MIB: u64 = 1 << 20;
 
@@ -466,4 +468,91 @@ fn a_layer_that_failed_below_the_top_ends_writes_to_all() {
     let mut bytes = [0; 4096];
     stack.read_at(8192, &mut bytes).unwrap();
     assert_eq!(bytes, [7; 4096]);
+}
+
+/// A compare-and-write whose sync takes for ever: whoever freezes the disk meanwhile waits for it, and nobody else does.
+#[test]
+fn the_barrier_passes_while_a_compare_and_write_waits_for_its_sync() {
+    let mut rig = Rig::new(&[7; 8 << 20], 1);
+    let stack = rig.try_open_stack().unwrap();
+    let (has_begun, begun) = channel();
+    let (end, may_end) = channel();
+    rig.plant.after_sync(0, move || {
+        has_begun.send(()).unwrap();
+        // Or the test has failed.
+        let _ = may_end.recv();
+    });
+    let patience = Instant::now() + Duration::from_secs(60);
+    scope(|scope| {
+        let end = end;
+        let exchange = scope.spawn(|| stack.compare_and_write(4096, &[7; 8192], &[1; 8192]));
+        begun.recv().unwrap();
+        // Its neighbour, in the same region: this one waits for it, but not in the barrier's way.
+        let neighbour = scope.spawn(|| stack.write_at(16384, &[2; 512], Durability::Cached));
+        let freeze = scope.spawn(|| rig.freeze(&stack));
+        while stack.frozen().is_empty() {
+            assert!(Instant::now() < patience, "the barrier waits for the sync");
+            std::thread::yield_now();
+        }
+        stack.write_at(20480, &[3; 4096], Durability::Cached).unwrap();
+        stack.write_at(4 << 20, &[4; 600], Durability::Forced).unwrap();
+        let again = stack.compare_and_write(6 << 20, &[7; 512], &[5; 512]).unwrap();
+        let mut byte = [0];
+        stack.read_at(6 << 20, &mut byte).unwrap();
+        assert_eq!((again, byte), (None, [5]));
+        assert!(!exchange.is_finished() && !freeze.is_finished(), "frozen is what holds still");
+        end.send(()).unwrap();
+        assert_eq!(exchange.join().unwrap().unwrap(), None);
+        neighbour.join().unwrap().unwrap();
+        freeze.join().unwrap().unwrap();
+    });
+    let frozen = contents(&*stack.frozen().pop().unwrap());
+    assert!(frozen[4096..12288] == [1; 8192], "it had compared before the barrier");
+    assert!(frozen[20480..24576] == [7; 4096] && frozen[4 << 20] == 7 && frozen[6 << 20] == 7);
+    let expect = |found: &[u8]| {
+        assert!(found[4096..12288] == [1; 8192] && found[16384..16896] == [2; 512] && found[20480..24576] == [3; 4096]);
+        assert!(found[4 << 20..][..600] == [4; 600] && found[6 << 20..][..512] == [5; 512]);
+    };
+    expect(&contents(&stack));
+    rig.kill(Some(stack));
+    expect(&contents(&rig.try_open_stack().unwrap()));
+}
+
+/// The power goes while it waits: it is there whole or not at all, whatever was written to another layer since.
+#[test]
+fn a_compare_and_write_that_the_barrier_overtook_is_whole_after_a_power_cut() {
+    for seed in seeds(40) {
+        let chance = Chance::new(seed);
+        let mut rig = Rig::new(&[7; 1 << 20], seed);
+        let stack = rig.try_open_stack().unwrap();
+        let (has_begun, begun) = channel();
+        let (end, may_end) = channel();
+        rig.plant.after_sync(0, move || {
+            has_begun.send(()).unwrap();
+            // Or the test has failed.
+            let _ = may_end.recv();
+        });
+        let plant = Arc::clone(&rig.plant);
+        scope(|scope| {
+            let end = end;
+            let exchange = scope.spawn(|| stack.compare_and_write(4000, &[7; 9000], &[1; 9000]));
+            begun.recv().unwrap();
+            let freeze = scope.spawn(|| rig.freeze(&stack));
+            while stack.frozen().is_empty() {
+                std::thread::yield_now();
+            }
+            stack.write_at(8192, &[2; 4096], Durability::Forced).unwrap();
+            // It dies after none, one or both of its last steps.
+            plant.cut_after(chance.below(3));
+            end.send(()).unwrap();
+            let _ = exchange.join().unwrap();
+            freeze.join().unwrap().unwrap();
+        });
+        rig.cut(Some(stack), &chance);
+        let mut found = contents(&rig.try_open_stack().unwrap());
+        assert!(found[8192..12288] == [2; 4096], "seed {seed}: what was forced is there");
+        found.drain(8192..12288);
+        let (whole, none) = (found[4000..8904] == [1; 4904], found[4000..8904] == [7; 4904]);
+        assert!(whole || none, "seed {seed}: half of it is there");
+    }
 }

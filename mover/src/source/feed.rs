@@ -1,5 +1,8 @@
 //! Windows of a disk that can be read anywhere, for the writer's workers.
 //!
+//! A window of which the source calls the larger part unchanged is handed out unread, with what may have changed of it: the writer asks
+//! for the blocks that it needs. Others are read whole, but for holes.
+//!
 //! Not here: what a worker does with a window. What holds: windows are handed out in order, each once; no lock is held over
 //! I/O: the next window is picked under a lock and read outside it, and one worker at a time looks ahead for extents while
 //! those who need its answer wait. Memory: one batch of extents and those of one window, plus the workers' own windows, for a
@@ -129,18 +132,16 @@ impl<'a> WindowFeed<'a> {
         Ok(found)
     }
 
-    /// Reads what has to be read of a window; the rest is zero.
-    fn read(&self, pick: &Pick, window: &mut Window) -> Result<()> {
+    /// Reads what has to be read of a range; the rest is zero. What could not be read, in bytes of the disk.
+    fn read(&self, pick: &Pick, bytes: &mut [u8]) -> Result<Vec<Range<u64>>> {
         let to_read = pick.extents.iter().filter(|e| e.content != Content::Zero).map(|e| e.range.clone());
         let to_read = runs::join(to_read, &pick.range);
-        window.make_room(length(&pick.range)?);
-        window.unreadable.clear();
         for gap in runs::gaps(&to_read, &pick.range) {
-            part(&mut window.bytes, &pick.range, &gap)?.fill(0);
+            part(bytes, &pick.range, &gap)?.fill(0);
         }
+        let mut lost = Vec::new();
         for run in to_read {
-            let out = part(&mut window.bytes, &pick.range, &run)?;
-            let mut lost = Vec::new();
+            let out = part(bytes, &pick.range, &run)?;
             match self.disk.read_at(run.start, out) {
                 Ok(()) => {}
                 Err(ReadFault::Bytes(_)) if self.options.keep_going => self.salvage(run, out, &mut lost)?,
@@ -154,9 +155,12 @@ impl<'a> WindowFeed<'a> {
                     return Err(error.within(format!("bytes {} to {}", run.start, run.end)));
                 }
             }
-            self.record(&lost, &pick.range, window)?;
         }
-        Ok(())
+        if !lost.is_empty() {
+            let mut all = lock(&self.unreadable)?;
+            lost.iter().for_each(|range| all.add(range.clone()));
+        }
+        Ok(lost)
     }
 
     /// Reads what can be read of a run in which something cannot: halves it down to single blocks.
@@ -184,25 +188,27 @@ impl<'a> WindowFeed<'a> {
         Ok(())
     }
 
-    fn record(&self, lost: &[Range<u64>], window_range: &Range<u64>, window: &mut Window) -> Result<()> {
-        if lost.is_empty() {
-            return Ok(());
+    fn within(&self, error: Error) -> Error {
+        error.within(format!("reading disk {}", self.name))
+    }
+}
+
+impl Pick {
+    /// The blocks that may have changed, counted from the range's start, if most of it did not.
+    fn changed(&self) -> Result<Option<Vec<Range<usize>>>> {
+        let mut changed = Vec::new();
+        for extent in self.extents.iter().filter(|extent| extent.content != Content::Unchanged) {
+            changed.push(blocks(&self.range, &extent.range)?);
         }
-        let within =
-            |at: u64| u32::try_from(at - window_range.start).map_err(|_| Error::internal("a window beyond 4 GiB"));
-        let mut all = lock(&self.unreadable)?;
-        for range in lost {
-            window.unreadable.push(within(range.start)?..within(range.end)?);
-            all.add(range.clone());
-        }
-        Ok(())
+        let count: usize = changed.iter().map(Range::len).sum();
+        let is_few = count <= blocks(&self.range, &self.range)?.len() / 2;
+        Ok(is_few.then_some(changed))
     }
 }
 
 impl WindowSource for WindowFeed<'_> {
     fn next(&self, window: &mut Window) -> Result<Filled> {
-        let context = |error: Error| error.within(format!("reading disk {}", self.name));
-        let Some(pick) = self.pick().map_err(context)? else { return Ok(Filled::End) };
+        let Some(pick) = self.pick().map_err(|e| self.within(e))? else { return Ok(Filled::End) };
         let index = pick.range.start / u64::from(self.options.window_size);
         let is_all = |content| pick.extents.iter().all(|extent| extent.content == content);
         if is_all(Content::Zero) {
@@ -211,8 +217,38 @@ impl WindowSource for WindowFeed<'_> {
         if is_all(Content::Unchanged) {
             return Ok(Filled::Unchanged(index));
         }
-        self.read(&pick, window).map_err(context)?;
+        let len = length(&pick.range)?;
+        if let Some(changed) = pick.changed()? {
+            window.changed = changed;
+            return Ok(Filled::Changed { index, len });
+        }
+        let lost = self.read(&pick, window.make_room(len)).map_err(|e| self.within(e))?;
+        let place =
+            |at: u64| u32::try_from(at - pick.range.start).map_err(|_| Error::internal("a window beyond 4 GiB"));
+        window.unreadable.clear();
+        for range in lost {
+            window.unreadable.push(place(range.start)?..place(range.end)?);
+        }
         Ok(Filled::Bytes(index))
+    }
+
+    fn read_blocks(
+        &self,
+        index: u64,
+        wanted: Range<usize>,
+        out: &mut [u8],
+        unreadable: &mut Vec<Range<usize>>,
+    ) -> Result<()> {
+        let window = index * u64::from(self.options.window_size);
+        let byte = |block: usize| self.size.min(window + block as u64 * BLOCK);
+        let range = byte(wanted.start)..byte(wanted.end);
+        let extents = runs::cover(&range, |rest| self.disk.extents(rest, BATCH), |extent| &extent.range);
+        let pick = Pick { extents: extents.map_err(|e| self.within(e))?, range };
+        for lost in self.read(&pick, out).map_err(|e| self.within(e))? {
+            let lost = blocks(&pick.range, &lost)?;
+            unreadable.push(wanted.start + lost.start..wanted.start + lost.end);
+        }
+        Ok(())
     }
 
     fn size(&self) -> Result<u64> {
@@ -236,6 +272,12 @@ fn part<'b>(bytes: &'b mut [u8], window: &Range<u64>, range: &Range<u64>) -> Res
     bytes.get_mut(from..to).ok_or_else(|| Error::internal("a run beyond its window"))
 }
 
+/// The blocks of `within` that `range` touches, counted from its start.
+fn blocks(within: &Range<u64>, range: &Range<u64>) -> Result<Range<usize>> {
+    let (from, to) = (range.start - within.start, range.end - within.start);
+    Ok(length(&(0..from / BLOCK))?..length(&(0..to.div_ceil(BLOCK)))?)
+}
+
 fn length(range: &Range<u64>) -> Result<usize> {
     usize::try_from(range.end - range.start).map_err(|_| Error::internal("a window beyond memory"))
 }
@@ -256,6 +298,7 @@ mod tests {
 
     const WINDOW: u32 = 1 << 20;
     const W: u64 = WINDOW as u64;
+    const BLOCK_LEN: usize = 4096;
 
     /// A disk in which byte `i` is a function of `i`, with extents, bad sectors and counters.
     #[derive(Default)]
@@ -322,7 +365,8 @@ mod tests {
                     loop {
                         let filled = feed.next(&mut window).unwrap();
                         let index = match filled {
-                            Filled::Bytes(i) | Filled::Zero(i) | Filled::Unchanged(i) => i,
+                            Filled::Bytes(index) | Filled::Zero(index) | Filled::Unchanged(index) => index,
+                            Filled::Changed { index, .. } => index,
                             Filled::End => return,
                         };
                         all.lock().unwrap().push((index, (filled, window.bytes.clone(), window.unreadable.clone())));
@@ -365,6 +409,45 @@ mod tests {
         let holes = W + W + hole.end / BLOCK * BLOCK - hole.start.next_multiple_of(BLOCK);
         assert_eq!(disk.read.load(Ordering::Relaxed), disk.size - holes, "holes were read");
         assert_eq!(feed.size().unwrap(), disk.size);
+    }
+
+    #[test]
+    fn of_a_window_that_changed_here_and_there_only_what_is_asked_for_is_read() {
+        let disk = TestDisk {
+            size: 2 * W + 5000,
+            extents: vec![
+                (0..W / 2, Content::Unchanged),
+                (W..W + 8192, Content::Zero),
+                (W + 8192..2 * W - 512, Content::Unchanged),
+                (2 * W..2 * W + 600, Content::Unchanged),
+            ],
+            bad: vec![W + 20_480..W + 20_481; 1],
+            ..TestDisk::default()
+        };
+        let feed = WindowFeed::new(&disk, "vda", options(true)).unwrap();
+        let mut window = Window::default();
+        let mut next = || (feed.next(&mut window).unwrap(), std::mem::take(&mut window.changed));
+        let last = WINDOW as usize / BLOCK_LEN;
+        let (half, len) = (last / 2, WINDOW as usize);
+        assert_eq!(next(), (Filled::Changed { index: 0, len }, vec![half..last]));
+        assert_eq!(next(), (Filled::Changed { index: 1, len }, vec![0..2, last - 1..last]));
+        assert_eq!(disk.read.load(Ordering::Relaxed), 0);
+        assert_eq!(next(), (Filled::Bytes(2), vec![]), "all of its blocks may have changed");
+        let before = disk.read.load(Ordering::Relaxed);
+        let (mut out, mut lost) = (vec![0; 6 * BLOCK_LEN], vec![7..8]);
+        feed.read_blocks(1, 1..7, &mut out, &mut lost).unwrap();
+        assert_eq!(lost, [7..8, 5..6]);
+        for (at, got) in (W + BLOCK..).zip(&out) {
+            let is_zero = at < W + 8192 || (W + 20_480..W + 24_576).contains(&at);
+            assert_eq!(*got, if is_zero { 0 } else { byte(at) }, "byte {at}");
+        }
+        assert!(disk.read.load(Ordering::Relaxed) > before);
+        assert_eq!(feed.unreadable().unwrap().ranges(), [W + 20_480..W + 24_576]);
+        // The disk's end within a block: the rest of it stays zero.
+        let mut out = vec![0; BLOCK_LEN];
+        feed.read_blocks(2, 1..2, &mut out, &mut lost).unwrap();
+        assert!(out[..5000 - 4096].iter().zip(2 * W + 4096..).all(|(got, at)| *got == byte(at)));
+        assert!(out[5000 - 4096..].iter().all(|byte| *byte == 0));
     }
 
     #[test]

@@ -9,11 +9,13 @@
 
 use super::super::block_map::{CHUNK, Masks, REGION, State, bits, split};
 use super::super::lanes::Lane;
+use super::super::range_locks::Held;
 use super::super::record::{BLOCK, Entry, STORE_MAX};
 use super::{BLOCK_U64, Debt, Layer, Segment, bytes_of, segments, small};
 use crate::device::{Durability, Zeroing};
 use crate::{Error, Kind, Result};
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 
 /// Where the contents of a write go.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -24,13 +26,22 @@ enum Put {
     Stored,
 }
 
+/// A compare-and-write that has compared.
+#[must_use]
+pub(in super::super) enum Exchange<'a> {
+    /// It wrote nothing, or there was nothing to write. `Some`: the byte that differed.
+    Over(Option<usize>),
+    /// The journal holds its contents, and nobody else gets at its blocks.
+    Due { locks: Held<'a>, blocks: Range<u64>, sealed: Vec<u8> },
+}
+
 impl Layer {
     pub(super) fn write(&self, offset: u64, bytes: &[u8], durability: Durability) -> Result<Debt> {
         let put = match durability {
             Durability::Forced if bytes.len() <= (STORE_MAX - 2) * BLOCK => Put::Stored,
             _ => Put::Plain,
         };
-        self.with_room(|| self.write_segments(offset, bytes, put))?;
+        self.write_segments(offset, bytes, put)?;
         Ok(match (durability, put) {
             (Durability::Cached, _) => Debt::Nothing,
             (Durability::Forced, Put::Stored) => Debt::Journal,
@@ -160,36 +171,31 @@ impl Layer {
     pub(super) fn zero_range(&self, range: Range<u64>, how: Zeroing) -> Result<Debt> {
         let put = if how.durability == Durability::Forced { Put::Stored } else { Put::Plain };
         let inner = self.whole_blocks(&range);
-        self.with_room(|| {
-            let edges = match inner.is_empty() {
-                true => [range.clone(), 0..0],
-                false => [range.start..inner.start * BLOCK_U64, (inner.end * BLOCK_U64).min(range.end)..range.end],
-            };
-            for edge in edges {
-                for segment in segments(edge.start, small(edge.end - edge.start)) {
-                    // Whole blocks are inner ones.
-                    if let Segment::Part { block, within } = segment
-                        && self.state_from(block).0 != State::Zeroed
-                    {
-                        self.write_part(block, within.clone(), &[0; BLOCK][within], put)?;
-                    }
+        let edges = match inner.is_empty() {
+            true => [range.clone(), 0..0],
+            false => [range.start..inner.start * BLOCK_U64, (inner.end * BLOCK_U64).min(range.end)..range.end],
+        };
+        for edge in edges {
+            for segment in segments(edge.start, small(edge.end - edge.start)) {
+                // Whole blocks are inner ones.
+                if let Segment::Part { block, within } = segment
+                    && self.state_from(block).0 != State::Zeroed
+                {
+                    self.write_part(block, within.clone(), &[0; BLOCK][within], put)?;
                 }
             }
-            self.zero_blocks(inner.clone(), how.may_unmap)
-        })?;
-        if self.holes.is_full() {
-            self.round(true)?;
         }
+        self.zero_blocks(inner, how.may_unmap)?;
         Ok(match how.durability {
+            _ if self.holes.is_full() => Debt::Data,
             Durability::Cached => Debt::Nothing,
             Durability::Forced => Debt::Journal,
         })
     }
 
-    pub(super) fn trim_range(&self, range: Range<u64>) -> Result<()> {
-        let inner = self.whole_blocks(&range);
-        self.with_room(|| self.zero_blocks(inner.clone(), true))?;
-        if self.holes.is_full() { self.round(true) } else { Ok(()) }
+    pub(super) fn trim_range(&self, range: Range<u64>) -> Result<Debt> {
+        self.zero_blocks(self.whole_blocks(&range), true)?;
+        Ok(if self.holes.is_full() { Debt::Data } else { Debt::Nothing })
     }
 
     /// The blocks that a range covers; a last block that is not whole counts when the range goes to the disk's end.
@@ -234,45 +240,59 @@ impl Layer {
         Ok(())
     }
 
-    /// Compare and write: under all locks of the range, contents first into the journal, durably; so it is whole or not at all.
-    pub(super) fn exchange(&self, offset: u64, expected: &[u8], new: &[u8]) -> Result<Option<usize>> {
+    /// Compares, and has the journal hold the new contents if it may: under all locks of the range.
+    pub(super) fn exchange(&self, offset: u64, expected: &[u8], new: &[u8]) -> Result<Exchange<'_>> {
         if new.is_empty() {
-            return Ok(None);
+            return Ok(Exchange::Over(None));
         }
         let blocks = offset / BLOCK_U64..(offset + new.len() as u64).div_ceil(BLOCK_U64);
         if blocks.end - blocks.start > STORE_MAX as u64 {
             return Err(Error::new(Kind::Unsupported, "compare-and-write of more than 64 blocks of 4 KiB"));
         }
         let mut lane = self.lanes.take();
-        let _locks = self.locks.write_span(blocks.start / REGION..(blocks.end - 1) / REGION + 1);
+        let locks = self.locks.write_span(blocks.start / REGION..(blocks.end - 1) / REGION + 1);
         self.verdict.check()?;
-        let mut image = vec![0; bytes_of(&blocks)];
-        let (pages, _) = image.as_chunks_mut::<BLOCK>();
+        let mut sealed = vec![0; bytes_of(&blocks)];
+        let (pages, _) = sealed.as_chunks_mut::<BLOCK>();
         for (block, page) in blocks.clone().zip(pages) {
             let state = self.map.look(block / REGION).state(block % REGION);
             self.read_plain(block, state, &mut lane, page)?;
         }
         let start = small(offset % BLOCK_U64);
-        let found = &mut image[start..start + new.len()];
+        let found = &mut sealed[start..start + new.len()];
         if let Some(differs) = found.iter().zip(expected).position(|(a, b)| a != b) {
-            return Ok(Some(differs));
+            return Ok(Exchange::Over(Some(differs)));
         }
         found.copy_from_slice(new);
-        lane.seal.apply(blocks.start, &mut image)?;
+        lane.seal.apply(blocks.start, &mut sealed)?;
         for (region, part) in split(blocks.clone()) {
             self.take_space(region, &part)?;
         }
-        let redo = Entry::Redo { first: blocks.start, sealed: &image };
+        let redo = Entry::Redo { first: blocks.start, sealed: &sealed };
         self.journal.append(&redo).inspect_err(|e| self.look_into(e, 0))?;
+        self.exchanges.fetch_add(1, Ordering::Relaxed);
+        Ok(Exchange::Due { locks, blocks, sealed })
+    }
+
+    /// Makes the new contents durable in the journal and only then puts them in their place: so they are there whole or not at all. As
+    /// [`crate::BlockDevice::compare_and_write`] has its answer.
+    pub(in super::super) fn finish(&self, exchange: Exchange<'_>) -> Result<Option<usize>> {
+        let (locks, blocks, sealed) = match exchange {
+            Exchange::Over(differs) => return Ok(differs),
+            Exchange::Due { locks, blocks, sealed } => (locks, blocks, sealed),
+        };
         let done = self.journal.sync().and_then(|()| {
-            self.data.write_at(blocks.start * BLOCK_U64, &image)?;
+            self.data.write_at(blocks.start * BLOCK_U64, &sealed)?;
             self.journal.append_kept(&Entry::Touch(blocks.clone()))
         });
+        self.exchanges.fetch_sub(1, Ordering::Relaxed);
         // A redo that nothing completed must not stand in the way of later writes.
         done.inspect_err(|e| self.fail(e))?;
         for (region, part) in split(blocks) {
             self.map.set(region, self.map.look(region).owned(bits(part)));
         }
+        drop(locks);
+        self.settle_debt(Debt::Nothing)?;
         Ok(None)
     }
 }
