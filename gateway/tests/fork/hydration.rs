@@ -2,7 +2,7 @@
 //! target that fails, kills and power cuts at any moment of it all, and what is there afterwards, here or on the target.
 
 use crate::chance::{Chance, seeds};
-use crate::lossy::Lossy;
+use crate::lossy::{Lossy, Plant};
 use crate::model::{Model, Step, run, step};
 use crate::rig::{Rig, contents};
 use coffer_gateway::device::check_range;
@@ -382,6 +382,33 @@ fn a_target_that_does_not_keep_what_it_took_is_found_out() {
         let again = transfer(&stack, memory.clone(), &logbook);
         assert_eq!(again.is_ok(), lies_about == 0);
         assert!(again.is_err() || contents(&*memory) == expected && stack.top().is_err());
+    }
+}
+
+#[test]
+fn a_target_that_vanishes_at_any_moment_takes_nothing_along() {
+    let mut expected = Chance::new(11).bytes(3 << 20);
+    expected[1 << 20..][..300_000].fill(0);
+    let rig = Rig::new(&expected, 11);
+    let stack = rig.try_open_stack().unwrap();
+    let (plant, logbook) = (Plant::new(), Lossy::new(&rig.plant));
+    let target = Lossy::new(&plant);
+    target.set_len(expected.len() as u64).unwrap();
+    for calls in 0.. {
+        plant.cut_after(calls);
+        let result = transfer(&stack, Arc::new(LossyDevice(Arc::clone(&target), expected.len() as u64)), &logbook);
+        plant.restore();
+        let at = calls * 70_000 % (expected.len() - 9);
+        stack.write_at(at as u64, b"goes on.", Durability::Cached).unwrap();
+        expected[at..at + 8].copy_from_slice(b"goes on.");
+        assert!(contents(&stack) == expected, "{calls}");
+        match result {
+            Err(e) => assert!(e.to_string().contains("power is off") && stack.top().is_ok(), "{e:?}"),
+            Ok(_) => {
+                assert!(calls > 12 && target.bytes() == expected && stack.top().is_err());
+                return;
+            }
+        }
     }
 }
 
