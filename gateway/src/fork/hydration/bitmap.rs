@@ -38,11 +38,6 @@ impl Bitmap {
         bytes
     }
 
-    /// The same bits, by themselves.
-    pub(super) fn copy(&self) -> Self {
-        Bitmap::of_bytes(self.len, &self.to_bytes())
-    }
-
     /// How many are set; while others change some, perhaps none that there ever were.
     pub(super) fn count(&self) -> u64 {
         self.set.load(Ordering::SeqCst)
@@ -71,23 +66,23 @@ impl Bitmap {
 
     /// Whether any of `range` is set.
     pub(super) fn any(&self, range: Range<u64>) -> bool {
-        self.next_run(range.start, 1).is_some_and(|run| run.start < range.end)
+        self.next(range, |word| word).is_some()
     }
 
-    /// The first run of set bits from `from` on, cut off after `longest`.
-    pub(super) fn next_run(&self, from: u64, longest: u64) -> Option<Range<u64>> {
-        let start = self.next(from, |word| word)?;
-        let end = self.next(start, |word| !word).unwrap_or(self.len);
-        Some(start..end.min(start + longest))
+    /// The first run of set bits within `range`, cut off after `longest`.
+    pub(super) fn next_run(&self, range: Range<u64>, longest: u64) -> Option<Range<u64>> {
+        let start = self.next(range.clone(), |word| word)?;
+        let limit = range.end.min(self.len).min(start.saturating_add(longest));
+        Some(start..self.next(start..limit, |word| !word).unwrap_or(limit))
     }
 
-    /// The first bit from `from` on that is set in what `of` makes of its word.
-    fn next(&self, from: u64, of: impl Fn(u64) -> u64) -> Option<u64> {
-        let mut at = from;
-        while at < self.len {
+    /// The first bit within `range` that is set in what `of` makes of its word. Looks no further than that.
+    fn next(&self, range: Range<u64>, of: impl Fn(u64) -> u64) -> Option<u64> {
+        let (mut at, end) = (range.start, range.end.min(self.len));
+        while at < end {
             let word = of(self.words.get(index(at / WORD))?.load(Ordering::SeqCst)) >> (at % WORD);
             if word != 0 {
-                return Some(at + u64::from(word.trailing_zeros())).filter(|found| *found < self.len);
+                return Some(at + u64::from(word.trailing_zeros())).filter(|found| *found < end);
             }
             at = (at / WORD + 1) * WORD;
         }
@@ -111,6 +106,7 @@ mod tests {
             len in 1u64..300,
             changes in prop::collection::vec((any::<bool>(), 0u64..300, 0u64..200), 0..30),
             from in 0u64..300,
+            until in 0u64..400,
             longest in 1u64..100,
         ) {
             let (bitmap, mut model) = (Bitmap::new(len), vec![false; index(len)]);
@@ -119,14 +115,14 @@ mod tests {
                 if is_set { bitmap.set(range.clone()) } else { bitmap.clear(range.clone()) }
                 model[index(range.start)..index(range.end)].fill(is_set);
             }
-            let set = |from: u64| (from..len).find(|at| model[index(*at)]);
+            let set = |from: u64| (from..len.min(until)).find(|at| model[index(*at)]);
             prop_assert_eq!(bitmap.count(), model.iter().filter(|set| **set).count() as u64);
             let run = set(from).map(|start| {
-                let end = (start..len).find(|at| !model[index(*at)]).unwrap_or(len);
-                start..end.min(start + longest)
+                let limit = len.min(until).min(start + longest);
+                start..(start..limit).find(|at| !model[index(*at)]).unwrap_or(limit)
             });
-            prop_assert_eq!(bitmap.next_run(from, longest), run);
-            prop_assert_eq!(bitmap.any(from..from + longest), set(from).is_some_and(|at| at < from + longest));
+            prop_assert_eq!(bitmap.next_run(from..until, longest), run);
+            prop_assert_eq!(bitmap.any(from..until), set(from).is_some());
             let again = Bitmap::of_bytes(len, &bitmap.to_bytes());
             prop_assert_eq!(again.to_bytes(), bitmap.to_bytes());
             prop_assert_eq!(again.count(), bitmap.count());

@@ -98,10 +98,9 @@ impl Tracker {
     pub(super) fn next_hot(&self, longest: u64) -> Option<Range<u64>> {
         loop {
             let region = lock(&self.hot).pop_front()?;
-            let first = region.saturating_sub(1);
-            let run = self.dirty.next_run(first, longest);
-            // Unless it was copied meanwhile.
-            if let Some(run) = run.filter(|run| run.start <= region) {
+            // Unless it was copied meanwhile, with the one before and those behind it.
+            let near = region.saturating_sub(1)..region.saturating_add(longest);
+            if let Some(run) = self.dirty.next_run(near, longest).filter(|run| run.start <= region) {
                 return Some(run);
             }
         }

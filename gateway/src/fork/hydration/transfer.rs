@@ -161,13 +161,13 @@ impl<'a> Transfer<'a> {
         };
         stack.track(Arc::clone(&tracker))?;
         let tracking = Tracking { stack, tracker: Arc::clone(&tracker) };
-        // What was there before is known by now, and what comes is told.
         tracker.mark(&(0..size));
         let mut at = 0;
-        while let Some(run) = copied.next_run(at, regions.end) {
+        while let Some(run) = copied.next_run(at..regions.end, regions.end) {
             tracker.dirty().clear(run.clone());
             at = run.end;
         }
+        // Last: a mark that was cleared just now is of something that is in the layers.
         let resumed = size.saturating_sub(tracker.dirty().count().saturating_mul(tracker.region()));
         stack.each_touched(tracker.region(), |region| tracker.dirty().set(region..region + 1));
         let unverified = Bitmap::new(regions.end);
@@ -309,23 +309,30 @@ impl Site<'_> {
             return Ok(Some(Next { regions: hot, is_hole: false }));
         }
         let run = match task {
-            Task::Copy => self.tracker.dirty().next_run(*at, LONGEST_HOLE / region),
+            Task::Copy => self.tracker.dirty().next_run(*at..u64::MAX, LONGEST_HOLE / region),
             Task::Verify => self.next_clean(*at, LONGEST_HOLE / region),
         };
         let Some(run) = run else { return Ok(None) };
-        // A hole is taken at once; what it is when it is worked on is looked at again then.
-        let hole = long_hole(&self.look(&self.tracker.bytes(&run))?).map_or(0, |hole| hole.end / region);
-        let end = run.end.min((run.start + usual).max(hole));
-        *at = end;
-        Ok(Some(Next { regions: run.start..end, is_hole: end <= hole }))
+        let near = run.start..run.end.min(run.start + usual);
+        // A hole is taken at once, however long. What it is when it is worked on is looked at again then.
+        let hole_end = |regions: &Range<u64>| {
+            let bytes = self.tracker.bytes(regions);
+            let hole = long_hole(&self.look(&bytes)?).map_or(0, |hole| hole.end);
+            // The last region of the disk need not be whole.
+            Ok::<_, Error>(if hole == bytes.end { regions.end } else { hole / region })
+        };
+        let is_hole = hole_end(&near)? == near.end;
+        let regions = if is_hole { run.start..hole_end(&run)?.max(near.end) } else { near };
+        *at = regions.end;
+        Ok(Some(Next { regions, is_hole }))
     }
 
     /// Regions that are to be compared, and not to be copied before that.
     fn next_clean(&self, from: u64, longest: u64) -> Option<Range<u64>> {
         let mut at = from;
         loop {
-            let run = self.unverified.next_run(at, longest)?;
-            match self.tracker.dirty().next_run(run.start, longest) {
+            let run = self.unverified.next_run(at..u64::MAX, longest)?;
+            match self.tracker.dirty().next_run(run.clone(), longest) {
                 Some(dirty) if dirty.start == run.start => at = dirty.end,
                 Some(dirty) => return Some(run.start..run.end.min(dirty.start)),
                 None => return Some(run),
@@ -335,12 +342,12 @@ impl Site<'_> {
 }
 
 impl Scribe {
-    /// Writes down what was copied and no layer has touched, after it is durable.
+    /// Writes down what was copied before any layer touched it, after it is durable. What was touched since stays in it: that it was is
+    /// found in the layers by who goes on, or was taken back by a power cut, and then nothing of it is on the target.
     fn save(&mut self, site: &Site<'_>) -> Result<()> {
-        let copied = site.copied.copy();
+        let copied = site.copied.to_bytes();
         site.target.flush()?;
-        site.stack.each_touched(site.tracker.region(), |region| copied.clear(region..region + 1));
-        self.logbook.save(Waypoint { copied: copied.to_bytes(), ..self.waypoint.clone() })?;
+        self.logbook.save(Waypoint { copied, ..self.waypoint.clone() })?;
         self.next = Instant::now() + LEG;
         Ok(())
     }
