@@ -158,11 +158,7 @@ fn target(descriptor: &[u8], at: usize) -> Result<Target, Sense> {
         return Err(Sense::parameter(at + 1, Some(4)));
     }
     let name = descriptor.get(8..8 + usize::from(byte(descriptor, 7)).min(20)).unwrap_or_default().to_vec();
-    Ok(Target {
-        code_set: byte(descriptor, 4) & 0x0f,
-        kind: byte(descriptor, 5) & 0x3f,
-        name,
-    })
+    Ok(Target { code_set: byte(descriptor, 4) & 0x0f, kind: byte(descriptor, 5) & 0x3f, name })
 }
 
 fn segment(descriptor: &[u8], at: usize) -> Result<Segment, Sense> {
