@@ -127,6 +127,8 @@ pub(crate) struct Incoming {
     /// The command that it begins.
     exchange: Option<Box<Exchange>>,
     rejection: Option<Rejection>,
+    /// Nothing comes of it.
+    is_void: bool,
 }
 
 /// Where the data of a PDU go.
@@ -174,7 +176,7 @@ impl Desk {
     /// Looks at a header: where its data go, and what to give to [`Desk::accept`] when they are there.
     pub(crate) fn announce(&mut self, head: Head, ahs: &[u8]) -> (Incoming, Destination) {
         let len = head.lengths().data;
-        let mut incoming = Incoming { head, request: None, exchange: None, rejection: None };
+        let mut incoming = Incoming { head, request: None, exchange: None, rejection: None, is_void: false };
         if len > self.services.options.allowance.max_segment as usize {
             // Nobody has to swallow it.
             self.reject(&head, Rejection::InvalidField);
@@ -268,11 +270,12 @@ impl Desk {
                 Destination::Into(buffer, at)
             }
             Ok(Place::Skip) => {
-                incoming.request = None;
+                incoming.is_void = true;
                 Destination::Skip
             }
             Err(_) => {
-                incoming.rejection = Some(Rejection::Protocol);
+                incoming.is_void = true;
+                self.spoil(data.tag);
                 Destination::Skip
             }
         }
@@ -280,12 +283,12 @@ impl Desk {
 
     /// Takes a whole PDU with its data; `is_sound` unless they were damaged on the way.
     pub(crate) fn accept(&mut self, incoming: Incoming, buffer: Option<Buffer>, is_sound: bool) {
-        let Incoming { head, request, exchange, rejection } = incoming;
+        let Incoming { head, request, exchange, rejection, is_void } = incoming;
         self.acknowledged(&head);
         if let Some(reason) = rejection {
             return self.rejected(&head, reason);
         }
-        let Some(request) = request else { return };
+        let Some(request) = request.filter(|_| !is_void) else { return };
         if !is_sound {
             return self.damaged(&head, &request, exchange, buffer);
         }

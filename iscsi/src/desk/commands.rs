@@ -285,11 +285,18 @@ impl Desk {
         }
         let count = u32::try_from(len).unwrap_or(u32::MAX);
         if exchange.gathering.arrived(data, count, is_sound).is_err() {
-            let sense = Sense::new(Key::AbortedCommand, INCORRECT_AMOUNT_OF_DATA);
-            exchange.verdict = Some(Outcome::check(sense));
-            exchange.gathering.give_up();
+            return self.spoil(data.tag);
         }
         self.advance(data.tag);
+    }
+
+    /// The data of a command came out of order, or were damaged too often: it ends, and what comes of them is skipped.
+    pub(super) fn spoil(&mut self, tag: u32) {
+        let Some(exchange) = self.exchanges.get_mut(&tag) else { return };
+        let sense = Sense::new(Key::AbortedCommand, INCORRECT_AMOUNT_OF_DATA);
+        exchange.verdict = Some(Outcome::check(sense));
+        exchange.gathering.give_up();
+        self.advance(tag);
     }
 
     /// A task that waited for others may begin.
