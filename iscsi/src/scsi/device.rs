@@ -1,12 +1,20 @@
 //! A SCSI target device: its LUNs, ports and nexuses.
+//!
+//! Not here: what commands do. What holds: every nexus has a seat at every LUN that it may see, from the moment that either comes
+//! to the moment that either goes, and is told when LUNs come and go. One lock guards who is there; commands do not ask for it.
 
+use super::alua::{AccessState, Groups};
 use super::lun::{Lun, LunOptions};
 use super::nexus::Nexus;
+use super::sense::Code;
 use coffer_gateway::{Error, Export, Kind, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+/// The highest number of a LUN.
+const MAX_LUN: u16 = 0x3fff;
 
 /// Called with errors that are not an initiator's own affair.
 pub type Report = Arc<dyn Fn(&Error) + Send + Sync>;
@@ -54,59 +62,142 @@ impl LunMask {
     }
 }
 
+/// Who is there.
+#[derive(Default)]
+struct Roster {
+    luns: BTreeMap<u16, Arc<Lun>>,
+    nexuses: Vec<Weak<Nexus>>,
+    /// How many nexuses there were.
+    joined: u64,
+}
+
+impl Roster {
+    fn nexuses(&self) -> impl Iterator<Item = Arc<Nexus>> {
+        self.nexuses.iter().filter_map(Weak::upgrade)
+    }
+}
+
 /// A SCSI target device. See the file's header.
 pub struct Device {
-    pub(crate) options: DeviceOptions,
-    luns: RwLock<BTreeMap<u16, Arc<Lun>>>,
-    nexuses: Mutex<Vec<Weak<Nexus>>>,
+    pub(super) iqn: String,
+    pub(super) ports: Vec<PortOptions>,
+    pub(super) groups: Groups,
+    state: Option<PathBuf>,
+    report: Option<Report>,
+    roster: Mutex<Roster>,
 }
 
 impl Device {
     /// A device without LUNs.
     #[must_use]
     pub fn new(options: DeviceOptions) -> Self {
-        Device { options, luns: RwLock::default(), nexuses: Mutex::default() }
+        let groups = Groups::new(&options.ports);
+        let DeviceOptions { iqn, ports, state, report } = options;
+        Device { iqn, ports, groups, state, report, roster: Mutex::default() }
     }
 
-    /// Shows an export as `number`. `Locked` if the number is taken.
-    pub fn add_lun(&self, number: u16, lun: LunOptions) -> Result<()> {
-        let mut luns = self.luns.write().unwrap_or_else(PoisonError::into_inner);
-        if luns.contains_key(&number) {
+    fn roster(&self) -> MutexGuard<'_, Roster> {
+        // Each change leaves it sound.
+        self.roster.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Shows an export as `number`. `Locked` if the number is taken or the disk is there already, `Invalid` for one that cannot be
+    /// shown, `Corrupt` if its kept reservations are damaged.
+    pub fn add_lun(&self, number: u16, options: LunOptions) -> Result<()> {
+        if number > MAX_LUN {
+            return Err(Error::invalid(format!("LUN {number}: the highest number is {MAX_LUN}")));
+        }
+        let lun = Arc::new(Lun::new(number, options, self.state.as_deref(), self.report.as_ref())?);
+        let mut roster = self.roster();
+        if roster.luns.contains_key(&number) {
             return Err(Error::new(Kind::Locked, format!("there is a LUN {number} already; choose another number")));
         }
-        let block_size = lun.block_size.unwrap_or(lun.export.device.block_size());
-        luns.insert(number, Arc::new(Lun { export: lun.export, block_size }));
+        if let Some(other) = roster.luns.values().find(|other| other.identity == lun.identity) {
+            let text =
+                format!("LUN {number} would be the same disk as LUN {}, which one target shows once", other.number);
+            return Err(Error::new(Kind::Locked, text));
+        }
+        roster.luns.insert(number, Arc::clone(&lun));
+        for nexus in roster.nexuses() {
+            if nexus.visible.shows(number) {
+                nexus.tell(Code::REPORTED_LUNS_CHANGED);
+                nexus.sit_down(&lun);
+            }
+        }
         Ok(())
     }
 
     /// Takes a LUN away. Tasks that are under way end by themselves. `NotFound` if there is none.
     pub fn remove_lun(&self, number: u16) -> Result<Arc<Export>> {
-        let removed = self.luns.write().unwrap_or_else(PoisonError::into_inner).remove(&number);
+        let mut roster = self.roster();
+        let removed = roster.luns.remove(&number);
         let lun = removed.ok_or_else(|| Error::not_found(format!("there is no LUN {number}")))?;
-        Ok(Arc::clone(&lun.export))
+        for nexus in roster.nexuses() {
+            if nexus.stand_up(number) {
+                nexus.tell(Code::REPORTED_LUNS_CHANGED);
+            }
+        }
+        lun.sanitizing.give_up();
+        Ok(Arc::clone(lun.medium.export()))
     }
 
     /// A nexus begins: a session's first connection is in its full feature phase. `port` is a relative target port identifier.
     #[must_use]
     pub fn join(self: &Arc<Self>, initiator: &str, isid: [u8; 6], port: u16, visible: LunMask) -> Arc<Nexus> {
-        let nexus = Arc::new(Nexus::new(Arc::clone(self), initiator, isid, port, visible));
-        self.nexuses.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&nexus));
+        let mut roster = self.roster();
+        roster.joined += 1;
+        let nexus = Arc::new(Nexus::new(Arc::clone(self), roster.joined, initiator, isid, port, visible));
+        for lun in roster.luns.values().filter(|lun| nexus.visible.shows(lun.number)) {
+            nexus.sit_down(lun);
+        }
+        roster.nexuses.push(Arc::downgrade(&nexus));
         nexus
     }
 
     /// A nexus ends: its session did.
     pub fn leave(&self, nexus: &Arc<Nexus>) {
-        let mut nexuses = self.nexuses.lock().unwrap_or_else(PoisonError::into_inner);
-        nexuses.retain(|known| known.upgrade().is_some_and(|known| !Arc::ptr_eq(&known, nexus)));
+        let mut roster = self.roster();
+        roster.nexuses.retain(|known| known.upgrade().is_some_and(|known| !Arc::ptr_eq(&known, nexus)));
+        roster.luns.values().for_each(|lun| lun.forget(nexus.number));
+        nexus.leave();
     }
 
-    pub(crate) fn lun(&self, number: u16) -> Option<Arc<Lun>> {
-        self.luns.read().unwrap_or_else(PoisonError::into_inner).get(&number).cloned()
+    /// Sets how well the disks are reached through a group of ports, and tells the initiators. `NotFound`: no such group.
+    pub fn set_group_state(&self, group: u16, state: AccessState) -> Result<()> {
+        match self.groups.set(group, state) {
+            Some(true) => self.tell_groups_changed(None),
+            Some(false) => {}
+            None => return Err(Error::not_found(format!("there is no target port group {group}"))),
+        }
+        Ok(())
+    }
+
+    /// Tells everybody but `by` that groups have other states.
+    pub(super) fn tell_groups_changed(&self, by: Option<&Nexus>) {
+        let roster = self.roster();
+        let others = roster.nexuses().filter(|nexus| by.is_none_or(|by| !std::ptr::eq(by, &**nexus)));
+        others.for_each(|nexus| nexus.tell(Code::ALUA_STATE_CHANGED));
+    }
+
+    /// All LUNs.
+    pub(super) fn luns(&self) -> Vec<Arc<Lun>> {
+        self.roster().luns.values().cloned().collect()
+    }
+
+    /// Relative identifiers of all ports.
+    pub(super) fn relative_ports(&self) -> Vec<u16> {
+        self.ports.iter().map(|port| port.relative).collect()
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        self.luns().iter().for_each(|lun| lun.sanitizing.give_up());
     }
 }
 
 impl fmt::Debug for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Device").field("iqn", &self.options.iqn).finish_non_exhaustive()
+        f.debug_struct("Device").field("iqn", &self.iqn).finish_non_exhaustive()
     }
 }

@@ -1,23 +1,270 @@
-//! An export as a disk.
+//! An export as a disk: what all its nexuses share.
+//!
+//! Not here: commands. What holds: the medium can be asked without a lock; reservations are replaced whole, so that whoever looks sees them
+//! before or after an order. Nothing is waited for under a lock, but for [`Lun::ordering`]: it is held over the write of the file that
+//! makes an order last, so that files come in the order of orders. Only PERSISTENT RESERVE OUT asks for it.
 
-use coffer_gateway::Export;
-use std::sync::Arc;
+use super::device::Report;
+use super::identity::Identity;
+use super::medium::Medium;
+use super::mode::{Geometry, Modes};
+use super::opcodes::{Access, Opcode};
+use super::reservations::{Consequences, Order, Party, Reservations};
+use super::retained::Retained;
+use super::sanitize::Sanitizing;
+use super::seat::Seat;
+use super::sense::{Code, Key, Outcome, Sense};
+use coffer_gateway::{Export, Result as GatewayResult};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 /// What becomes a LUN, and how.
 #[derive(Debug)]
 pub struct LunOptions {
     /// What is offered.
     pub export: Arc<Export>,
-    /// Logical blocks in bytes, a power of two from 512 to 4096, instead of the device's own.
+    /// Logical blocks in bytes, a power of two from 512 to 4096, instead of the device's own. What does not fill the last block
+    /// cannot be reached.
     pub block_size: Option<u32>,
     /// What the disk is, whoever shows it: names and serial numbers come from this, so it is equal for equal disks and different for
     /// different ones, on every path and after every restart.
     pub identity: String,
 }
 
+/// What reservations there are.
+#[derive(Clone, Debug, Default)]
+struct Booked {
+    persistent: Reservations,
+    /// One of old, by RESERVE: the number of the nexus that has it.
+    old: Option<u64>,
+}
+
 /// A logical unit.
 #[derive(Debug)]
-pub(crate) struct Lun {
-    pub(crate) export: Arc<Export>,
-    pub(crate) block_size: u32,
+pub(super) struct Lun {
+    pub(super) number: u16,
+    pub(super) medium: Medium,
+    pub(super) identity: Identity,
+    pub(super) sanitizing: Arc<Sanitizing>,
+    modes: RwLock<Modes>,
+    booked: RwLock<Booked>,
+    ordering: Mutex<()>,
+    retained: Option<Retained>,
+    seats: Mutex<Vec<Weak<Seat>>>,
+    is_stopped: AtomicBool,
+}
+
+impl Lun {
+    /// The LUN `number`, with the reservations that were kept for it in `state`.
+    pub(super) fn new(
+        number: u16,
+        options: LunOptions,
+        state: Option<&Path>,
+        report: Option<&Report>,
+    ) -> GatewayResult<Self> {
+        let medium = Medium::new(options.export, options.block_size, report.cloned())?;
+        let identity = Identity::of(&options.identity);
+        let retained = state.map(|folder| Retained::new(folder, &identity));
+        let persistent = retained.as_ref().map(Retained::load).transpose()?.unwrap_or_default();
+        Ok(Lun {
+            number,
+            medium,
+            identity,
+            sanitizing: Arc::default(),
+            modes: RwLock::default(),
+            booked: RwLock::new(Booked { persistent, old: None }),
+            ordering: Mutex::default(),
+            retained,
+            seats: Mutex::default(),
+            is_stopped: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) fn modes(&self) -> Modes {
+        *self.modes.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets them, and tells every nexus but `by` if that changed anything.
+    pub(super) fn set_modes(&self, modes: Modes, by: &Seat) {
+        let old = std::mem::replace(&mut *self.modes.write().unwrap_or_else(PoisonError::into_inner), modes);
+        if old != modes {
+            self.tell(Code::MODE_PARAMETERS_CHANGED, |seat| !std::ptr::eq(seat, by));
+        }
+    }
+
+    pub(super) fn geometry(&self) -> Geometry {
+        Geometry {
+            block_size: self.medium.block_size(),
+            count: self.medium.count(),
+            is_read_only: self.medium.is_read_only(),
+        }
+    }
+
+    pub(super) fn set_stopped(&self, is_stopped: bool) {
+        self.is_stopped.store(is_stopped, Ordering::Release);
+    }
+
+    /// Why the medium is not ready, if it is not.
+    pub(super) fn unreadiness(&self) -> Option<Sense> {
+        let is_stopped = self.is_stopped.load(Ordering::Acquire);
+        self.sanitizing.sense().or(is_stopped.then(|| Sense::new(Key::NotReady, Code::NOT_READY_START_NEEDED)))
+    }
+
+    /// That a command of this kind may be tried now by `seat`, which belongs to the nexus of that number.
+    pub(super) fn admit(&self, opcode: &Opcode, seat: &Seat, nexus: u64) -> Result<(), Outcome> {
+        {
+            let booked = self.booked.read().unwrap_or_else(PoisonError::into_inner);
+            if booked.old.is_some_and(|owner| owner != nexus) && !opcode.is_let_through_old_reservations() {
+                return Err(Outcome::CONFLICT);
+            }
+            if !booked.persistent.admits(&seat.party, opcode.access) {
+                return Err(Outcome::CONFLICT);
+            }
+        }
+        if !opcode.works_while_sanitizing()
+            && let Some(sense) = self.sanitizing.sense()
+        {
+            return Err(sense.into());
+        }
+        if !opcode.works_when_stopped() && self.is_stopped.load(Ordering::Acquire) {
+            return Err(Sense::new(Key::NotReady, Code::NOT_READY_START_NEEDED).into());
+        }
+        if opcode.changes_medium() {
+            self.check_writable()?;
+        }
+        Ok(())
+    }
+
+    /// That the medium may be written.
+    pub(super) fn check_writable(&self) -> Result<(), Sense> {
+        if self.medium.is_read_only() {
+            return Err(Sense::new(Key::DataProtect, Code::WRITE_PROTECTED));
+        }
+        if self.modes().is_write_protected {
+            return Err(Sense::new(Key::DataProtect, Code::SOFTWARE_WRITE_PROTECTED));
+        }
+        Ok(())
+    }
+
+    /// That nobody else's reservation stops `party`, of the nexus of that number, from `access`.
+    pub(super) fn check_reserved(&self, party: &Party, nexus: u64, access: Access) -> bool {
+        let booked = self.booked.read().unwrap_or_else(PoisonError::into_inner);
+        booked.old.is_none_or(|owner| owner == nexus) && booked.persistent.admits(party, access)
+    }
+
+    /// RESERVE: the disk is this nexus's until it releases it, ends or the unit is reset.
+    pub(super) fn reserve(&self, party: &Party, nexus: u64) -> Outcome {
+        let mut booked = self.booked.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(outcome) = booked.persistent.old_command(party) {
+            return outcome;
+        }
+        match booked.old {
+            Some(owner) if owner != nexus => Outcome::CONFLICT,
+            _ => {
+                booked.old = Some(nexus);
+                Outcome::GOOD
+            }
+        }
+    }
+
+    /// RELEASE: nothing happens if the reservation is another's.
+    pub(super) fn release(&self, party: &Party, nexus: u64) -> Outcome {
+        let mut booked = self.booked.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(outcome) = booked.persistent.old_command(party) {
+            return outcome;
+        }
+        booked.old = booked.old.filter(|owner| *owner != nexus);
+        Outcome::GOOD
+    }
+
+    /// The nexus of that number is no more: neither is what it reserved in the old way.
+    pub(super) fn forget(&self, nexus: u64) {
+        let mut booked = self.booked.write().unwrap_or_else(PoisonError::into_inner);
+        booked.old = booked.old.filter(|owner| *owner != nexus);
+    }
+
+    /// Persistent reservations as they are.
+    pub(super) fn reservations(&self) -> Reservations {
+        self.booked.read().unwrap_or_else(PoisonError::into_inner).persistent.clone()
+    }
+
+    /// Whether reservations can outlive a loss of power.
+    pub(super) fn can_last(&self) -> bool {
+        self.retained.is_some()
+    }
+
+    /// Does an order of `party`: durable, if it is to last, before it counts.
+    pub(super) fn order(&self, party: &Party, order: &Order) -> Result<(), Outcome> {
+        let _ordering = self.ordering.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.reservations();
+        let mut after = before.clone();
+        let consequences = after.apply(party, order)?;
+        if let Some(retained) = &self.retained
+            && (before.is_lasting || after.is_lasting)
+            && before != after
+            && let Err(e) = retained.store(&after)
+        {
+            self.medium.report(&e);
+            return Err(Sense::new(Key::HardwareError, Code::INTERNAL_FAILURE).into());
+        }
+        self.booked.write().unwrap_or_else(PoisonError::into_inner).persistent = after;
+        self.settle(&consequences);
+        Ok(())
+    }
+
+    fn settle(&self, consequences: &Consequences) {
+        let is_told = self.modes().is_abort_told;
+        for seat in self.seats() {
+            if consequences.aborted.contains(&seat.party) {
+                seat.abort(is_told);
+            }
+            consequences.told.iter().filter(|(party, _)| *party == seat.party).for_each(|(_, code)| seat.post(*code));
+        }
+    }
+
+    /// The logical unit is reset: its modes are what they were, reservations of old are gone, everybody is told. The tasks of `by` are
+    /// its own affair.
+    pub(super) fn reset(&self, by: Option<&Seat>) {
+        let is_told = self.modes().is_abort_told;
+        *self.modes.write().unwrap_or_else(PoisonError::into_inner) = Modes::default();
+        self.booked.write().unwrap_or_else(PoisonError::into_inner).old = None;
+        self.set_stopped(false);
+        for seat in self.seats() {
+            if by.is_none_or(|by| !std::ptr::eq(by, &*seat)) {
+                seat.abort(is_told);
+            }
+            seat.post(Code::BUS_DEVICE_RESET);
+        }
+    }
+
+    /// The tasks of everybody but `by` end.
+    pub(super) fn clear_tasks(&self, by: &Seat) {
+        let is_told = self.modes().is_abort_told;
+        for seat in self.seats().into_iter().filter(|seat| !std::ptr::eq(by, &**seat)) {
+            if seat.has_tasks() {
+                seat.abort(is_told);
+                if !is_told {
+                    seat.post(Code::COMMANDS_CLEARED_BY_ANOTHER);
+                }
+            }
+        }
+    }
+
+    /// Has `code` reported to those whom `is_told` chooses.
+    pub(super) fn tell(&self, code: Code, is_told: impl Fn(&Seat) -> bool) {
+        self.seats().iter().filter(|seat| is_told(seat)).for_each(|seat| seat.post(code));
+    }
+
+    /// Somebody sits down.
+    pub(super) fn seat(&self, seat: &Arc<Seat>) {
+        let mut seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
+        seats.retain(|seat| seat.strong_count() > 0);
+        seats.push(Arc::downgrade(seat));
+    }
+
+    fn seats(&self) -> Vec<Arc<Seat>> {
+        let seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
+        seats.iter().filter_map(Weak::upgrade).collect()
+    }
 }

@@ -93,7 +93,6 @@ impl Code {
     pub const ALUA_STATE_CHANGED: Code = Code(0x2a06);
     pub const SET_TARGET_PORT_GROUPS_FAILED: Code = Code(0x670a);
     pub const CAPACITY_CHANGED: Code = Code(0x2a09);
-    pub const COMMAND_SEQUENCE_ERROR: Code = Code(0x2c00);
     pub const COMMANDS_CLEARED_BY_ANOTHER: Code = Code(0x2f00);
     pub const SANITIZE_FAILED: Code = Code(0x3103);
     pub const SAVING_NOT_SUPPORTED: Code = Code(0x3900);
@@ -108,12 +107,17 @@ impl Code {
 /// What a sense key says beyond its code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Specifics {
-    /// Which field is wrong: in the CDB or in the parameters, byte, bit if one is to blame.
-    Field { in_cdb: bool, byte: u16, bit: Option<u8> },
+    /// Which field is wrong.
+    Field {
+        /// In the CDB, else in the parameters.
+        in_cdb: bool,
+        /// Where it begins.
+        byte: u16,
+        /// Its highest bit, if it does not fill its byte.
+        bit: Option<u8>,
+    },
     /// How far it is, in 65,536ths.
     Progress(u16),
-    /// Which segment of a copy failed, and which byte of it is to blame.
-    Segment(u16),
 }
 
 /// Why a command ended as it did.
@@ -225,7 +229,6 @@ impl Specifics {
                 let [high, low] = done.to_be_bytes();
                 [0x80, high, low]
             }
-            Specifics::Segment(_) => [0x80, 0, 0],
         }
     }
 }
@@ -244,6 +247,13 @@ impl Outcome {
     pub const GOOD: Outcome = Outcome { status: Status::Good, sense: None };
     /// Another nexus has reserved it.
     pub const CONFLICT: Outcome = Outcome { status: Status::ReservationConflict, sense: None };
+
+    /// The same with its sense, if it has any, in descriptor format or not.
+    #[must_use]
+    pub fn in_format(mut self, has_descriptors: bool) -> Self {
+        self.sense = self.sense.map(|sense| Sense { has_descriptors, ..sense });
+        self
+    }
 
     /// CHECK CONDITION with `sense`.
     #[must_use]

@@ -1,0 +1,74 @@
+//! What this device can do, by command: REPORT SUPPORTED OPERATION CODES and TASK MANAGEMENT FUNCTIONS.
+//!
+//! Not here: the table ([`super::opcodes`]).
+
+use super::field::{count16, count32};
+use super::opcodes::{OPCODES, Opcode, find, has_actions};
+use super::sense::Sense;
+
+/// ABORT TASK, ABORT TASK SET, CLEAR TASK SET, LOGICAL UNIT RESET, TARGET RESET.
+const MANAGEMENT: u8 = 0x80 | 0x40 | 0x10 | 0x08 | 0x02;
+
+/// The commands: all (0), one without service actions (1), one with (2), one of either (3).
+pub(super) fn opcodes(has_timeouts: bool, options: u8, code: u8, action: u16) -> Result<Vec<u8>, Sense> {
+    if options == 0 {
+        let all: Vec<u8> = OPCODES.iter().flat_map(|opcode| in_list(opcode, has_timeouts)).collect();
+        return Ok([&count32(all.len())[..], &all].concat());
+    }
+    let opcode = match (options, has_actions(code)) {
+        (1, true) => return Err(Sense::field(2, Some(2))),
+        (2, false) if find(code, 0).is_some() => return Err(Sense::field(2, Some(2))),
+        (3, false) if action != 0 => None,
+        _ => find(code, action),
+    };
+    // 1: there is none; 3: there is, as the standard has it.
+    let Some(opcode) = opcode else { return Ok(vec![0, 1, 0, 0]) };
+    let [high, low] = count16(opcode.usage.len());
+    let support = if has_timeouts { 0x83 } else { 0x03 };
+    let mut out = [&[0, support, high, low][..], opcode.usage].concat();
+    if has_timeouts {
+        out.extend(timeouts(opcode));
+    }
+    Ok(out)
+}
+
+fn in_list(opcode: &Opcode, has_timeouts: bool) -> Vec<u8> {
+    let [action_high, action_low] = opcode.action.unwrap_or(0).to_be_bytes();
+    let [high, low] = count16(opcode.usage.len());
+    let flags = u8::from(has_timeouts) << 1 | u8::from(opcode.action.is_some());
+    let mut out = vec![opcode.code, 0, action_high, action_low, 0, flags, high, low];
+    if has_timeouts {
+        out.extend(timeouts(opcode));
+    }
+    out
+}
+
+fn timeouts(opcode: &Opcode) -> Vec<u8> {
+    let (nominal, recommended) = opcode.seconds;
+    [&[0, 0x0a, 0, 0][..], &nominal.to_be_bytes(), &recommended.to_be_bytes()].concat()
+}
+
+/// Task management functions; extended without timeouts, which they do not need.
+pub(super) fn management(is_extended: bool) -> Vec<u8> {
+    match is_extended {
+        false => vec![MANAGEMENT, 0, 0, 0],
+        true => [&[MANAGEMENT, 0, 0, 0x0c][..], &[0; 12]].concat(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_is_found_as_it_is_asked_for() {
+        assert_eq!(opcodes(false, 1, 0x28, 0).unwrap()[..5], [0, 3, 0, 10, 0x28]);
+        assert!(opcodes(false, 2, 0x28, 0).is_err() && opcodes(false, 1, 0x5e, 0).is_err());
+        assert_eq!(opcodes(true, 2, 0x5e, 1).unwrap().len(), 4 + 10 + 12);
+        assert_eq!(opcodes(false, 3, 0x5e, 9).unwrap(), [0, 1, 0, 0]);
+        assert_eq!(opcodes(false, 3, 0x28, 1).unwrap(), [0, 1, 0, 0]);
+        assert_eq!(opcodes(false, 1, 0xff, 0).unwrap(), [0, 1, 0, 0]);
+        assert_eq!(opcodes(true, 0, 0, 0).unwrap().len(), 4 + 20 * OPCODES.len());
+        assert_eq!(management(true).len(), 16);
+    }
+}
