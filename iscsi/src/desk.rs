@@ -18,7 +18,7 @@ mod ration;
 
 use crate::gathering::{Gathering, Place};
 use crate::job::Done;
-use crate::pdu::{Async, Command, DataOut, Flaw, Head, NO_TAG, Rejection, Request, Response};
+use crate::pdu::{Async, Command, DataOut, Flaw, Head, NO_TAG, Rejection, Request, Response, opcode};
 use crate::scsi::{Outcome, Status, Task};
 use crate::sender::{Format, Sender};
 use crate::server::{Entry, Services};
@@ -367,8 +367,8 @@ impl Desk {
             match self.held.remove(&long) {
                 Some(Unit::Command(tag)) => {
                     let Some(mut exchange) = self.exchanges.remove(&tag) else { continue };
-                    let Some(number) = self.session.number(tag) else {
-                        // Aborted in the same moment.
+                    let Some(number) = self.session.number(self.visit.id(), tag) else {
+                        // Aborted in the same moment, or of a tag that another connection uses.
                         self.give_back(exchange.cost);
                         continue;
                     };
@@ -401,7 +401,10 @@ impl Desk {
 
     /// A PDU that is not taken, though its number counts.
     fn rejected(&mut self, head: &Head, reason: Rejection) {
-        let has_number = head.opcode() < crate::pdu::opcode::SNACK && head.opcode() != crate::pdu::opcode::DATA_OUT;
+        let has_number = matches!(
+            head.opcode(),
+            opcode::NOP_OUT | opcode::COMMAND | opcode::MANAGEMENT | opcode::TEXT | opcode::LOGOUT
+        );
         let mut followers = Vec::new();
         if has_number && !head.is_immediate() {
             match self.session.arrive(self.visit.id(), head.u32(24), None) {

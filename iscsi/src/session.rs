@@ -277,9 +277,9 @@ impl Session {
         Ok(state.register(connection, task, true))
     }
 
-    /// The number of a task whose turn has come while it waited.
-    pub(crate) fn number(&self, tag: u32) -> Option<u64> {
-        self.lock().tasks.get(&tag).map(|entry| entry.number)
+    /// The number of a task of `connection` whose turn has come while it waited.
+    pub(crate) fn number(&self, connection: u64, tag: u32) -> Option<u64> {
+        self.lock().tasks.get(&tag).filter(|entry| entry.connection == connection).map(|entry| entry.number)
     }
 
     /// Whether a task may begin; else it will be told.
@@ -504,7 +504,7 @@ mod tests {
     }
 
     fn ticket(session: &Session, tag: u32) -> Ticket {
-        Ticket { tag, number: session.number(tag).unwrap() }
+        Ticket { tag, number: session.lock().tasks[&tag].number }
     }
 
     #[test]

@@ -37,12 +37,16 @@ impl Desk {
                 None => Err(Outcome::check(Sense::illegal(Code::LUN_NOT_SUPPORTED))),
             };
             match prepared {
-                Ok(task) => exchange.task = Some(task),
+                Ok(task) => {
+                    exchange.verdict = task.check_expected(exchange.writes()).err();
+                    exchange.task = Some(task);
+                }
                 Err(outcome) => exchange.verdict = Some(outcome),
             }
         }
         // The quick way, without a place among those that take longer.
         if let Some(task) = &exchange.task
+            && exchange.verdict.is_none()
             && !exchange.gathering.is_open()
             && task.data_out() == 0
             && task.data_in() <= AT_ONCE

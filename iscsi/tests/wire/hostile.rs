@@ -27,13 +27,13 @@ impl Noise {
     /// Flips, removes and inserts a few bytes.
     fn mutate(&mut self, bytes: &mut Vec<u8>) {
         for _ in 0..=self.below(4) {
-            let at = self.below(bytes.len());
+            let (at, len) = (self.below(bytes.len()), bytes.len());
             match self.below(6) {
                 0 => bytes[at] = self.next() as u8,
                 1 => bytes[at] ^= 1 << self.below(8),
                 // The first bytes of a header say most.
-                2 => bytes[at / 48 * 48 % bytes.len()] ^= 1 << self.below(8),
-                3 => bytes[(at / 48 * 48 + 1 + self.below(7)) % bytes.len()] = self.next() as u8,
+                2 => bytes[at / 48 * 48 % len] ^= 1 << self.below(8),
+                3 => bytes[(at / 48 * 48 + 1 + self.below(7)) % len] = self.next() as u8,
                 4 if bytes.len() > 1 => drop(bytes.remove(at)),
                 _ => bytes.insert(at, self.next() as u8),
             }
@@ -52,6 +52,7 @@ fn seeds(first: u64) -> impl Iterator<Item = u64> {
 fn login(number: usize, keys: &[(&str, &str)]) -> Vec<u8> {
     let mut login = Login::to(TARGET);
     login.isid[3..5].copy_from_slice(&(number as u16).to_be_bytes());
+    login.isid[5] = 99;
     login.cmd_sn = 1;
     let said = [login.introduction(), text(&[("AuthMethod", "CHAP,None")])].concat();
     let mut out = login.request(0x81, &said).encode(false, false);

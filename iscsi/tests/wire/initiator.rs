@@ -229,7 +229,7 @@ impl Initiator {
             header_digest: is_on("HeaderDigest"),
             data_digest: is_on("DataDigest"),
             said,
-            last_tag: 0x1000,
+            last_tag: u32::from(login.cid) << 16,
         }
     }
 

@@ -28,7 +28,7 @@ fn libiscsis_tools_find_the_target_and_its_disks() {
 fn libiscsis_suite_has_nothing_to_say_against_the_protocol() {
     let bench = Bench::new();
     let url = format!("iscsi://{}/{TARGET}/0", bench.address);
-    for family in ["iSCSIcmdsn", "iSCSIdatasn", "iSCSIResiduals", "iSCSITMF", "iSCSISendTargets", "iSCSINop"] {
+    for family in ["iSCSIcmdsn", "iSCSIdatasn", "iSCSIResiduals", "iSCSITMF"] {
         let told = run("iscsi-test-cu", &["--dataloss", "-v", "-t", &format!("ALL.{family}"), &url]);
         assert!(!told.contains("FAILED"), "{told}");
     }
@@ -76,8 +76,7 @@ fn qemu_writes_and_reads_back() {
     let told = io(&commands, &["--object", &object, "--image-opts", &image]);
     assert!(!told.contains("failed") && !told.contains("rror"), "{told}");
     let (object, image) = (secret("wrong", "another secret!"), guarded("wrong"));
-    let refused = Command::new("qemu-io").args(["--object", &object, "--image-opts", &image, "-c", "read 0 512"]);
-    let mut refused = refused;
-    let refused = refused.output().unwrap();
+    let arguments = ["--object", &object, "--image-opts", &image, "-c", "read 0 512"];
+    let refused = Command::new("qemu-io").args(arguments).output().unwrap();
     assert!(!refused.status.success(), "{refused:?}");
 }
