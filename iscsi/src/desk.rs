@@ -385,6 +385,15 @@ impl Desk {
         }
     }
 
+    /// What waits under this number does not get its turn.
+    fn void(&mut self, long: u64) {
+        if let Some(Unit::Command(tag)) = self.held.remove(&long)
+            && let Some(exchange) = self.exchanges.remove(&tag)
+        {
+            self.give_back(exchange.cost);
+        }
+    }
+
     /// Data were damaged on the way: at level 0 that ends the connection.
     fn damaged(&mut self, head: &Head, request: &Request, exchange: Option<Box<Exchange>>, buffer: Option<Buffer>) {
         self.reject(head, Rejection::DataDigest);
@@ -436,6 +445,12 @@ impl Desk {
 
     fn respond(&mut self, response: &Response, data: &[u8]) {
         self.sender.respond(self.session.window(), response, data);
+    }
+
+    /// A tag that was not used for long.
+    fn target_tag(&mut self) -> u32 {
+        self.last_target_tag = self.last_target_tag.wrapping_add(1) % NO_TAG;
+        self.last_target_tag
     }
 
     fn may_recover(&self) -> bool {
@@ -497,6 +512,7 @@ impl Desk {
                 Mail::Turn(long) => self.turns(vec![long]),
                 Mail::Ready(ticket) => self.awake(ticket),
                 Mail::Forget(ticket) => self.forget(ticket),
+                Mail::Void(long) => self.void(long),
                 Mail::Close => self.ending = Ending::Now,
             }
         }

@@ -8,7 +8,7 @@
 
 use super::{BATCH, Desk, Exchange, Stage};
 use crate::job::{Done, Job};
-use crate::pdu::{DataOut, NO_TAG, Residual, Response};
+use crate::pdu::{DataOut, Residual, Response};
 use crate::scsi::{Code, Fate, Key, Outcome, Sense, Status, Traffic};
 use crate::sender::Addressee;
 use crate::session::{Finished, Ticket};
@@ -94,14 +94,10 @@ impl Desk {
     fn go_on(&mut self, tag: u32) {
         let terms = self.session.identity.terms;
         loop {
-            let target_tag = match self.last_target_tag.wrapping_add(1) {
-                NO_TAG => 0,
-                tag => tag,
-            };
+            let target_tag = self.target_tag();
             let Some(exchange) = self.exchanges.get_mut(&tag) else { return };
             let most = usize::from(terms.max_outstanding_r2t);
             let Some(burst) = exchange.gathering.ask(target_tag, most, terms.max_burst) else { break };
-            self.last_target_tag = target_tag;
             let response = Response::ReadyToTransfer {
                 tag,
                 target_tag,

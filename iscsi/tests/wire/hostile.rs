@@ -192,7 +192,9 @@ fn lengths_that_nobody_means_are_not_believed() {
 fn data_beyond_their_bounds_end_their_command() {
     let bench = Bench::new();
     let mut one = bench.session(1, &[]);
-    for (target_tag, offset, len) in [(None, 4096, 512), (None, 0, 4608), (Some(999), 0, 512), (None, u32::MAX - 3, 512)] {
+    for (target_tag, offset, len) in
+        [(None, 4096, 512), (None, 0, 4608), (Some(999), 0, 512), (None, u32::MAX - 3, 512)]
+    {
         let command = one.command(0, &write10(0, 8), 0x20, 4096);
         let tag = command.tag();
         one.send(command);

@@ -124,10 +124,8 @@ fn what_is_wrong_has_its_status() {
 
 #[test]
 fn a_login_that_does_not_come_to_an_end_is_ended() {
-    let bench = Bench::with(
-        coffer_iscsi::ServerOptions { login_timeout: Duration::from_millis(100), ..options() },
-        Vec::new(),
-    );
+    let bench =
+        Bench::with(coffer_iscsi::ServerOptions { login_timeout: Duration::from_millis(100), ..options() }, Vec::new());
     let mut silent = connect(bench.address);
     assert_eq!(silent.read(&mut [0; 1]).unwrap(), 0);
     let login = Login::to(TARGET);
@@ -201,6 +199,19 @@ fn discovery_shows_what_an_initiator_may_use() {
         assert_eq!(send_targets(&mut initiator, nothing), []);
     }
     assert_eq!(initiator.read(0, 0, 1).status, 2, "there are no disks here");
+    // A question may come in pieces.
+    let tag = initiator.tag();
+    initiator.send(Pdu::new(0x04, 0x40, tag).with(20, NO_TAG).data(b"SendTargets=iqn.x"));
+    let more = initiator.receive();
+    assert_eq!((more.opcode(), more.head[1], more.data.len()), (0x24, 0, 0));
+    initiator.send(Pdu::new(0x04, 0x80, tag).with(20, more.u32(20)).data(b":mine\0HeaderDigest=None\0X=1\0"));
+    let answer = initiator.receive();
+    assert_eq!(answer.head[1], 0x80);
+    let said = pairs(&answer.data);
+    assert_eq!((said["TargetName"].as_str(), said["HeaderDigest"].as_str()), ("iqn.x:mine", "Reject"));
+    assert_eq!(said["X"], "NotUnderstood");
+    initiator.send(Pdu::new(0x04, 0x80, tag).with(20, more.u32(20)));
+    assert_eq!(initiator.receive().head[2], 4, "there is nothing more of it");
     assert_eq!(initiator.log_out(0, 0), 0);
     // What does not fit one segment goes on.
     for i in 0..40 {

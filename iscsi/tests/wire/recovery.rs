@@ -6,7 +6,8 @@ use crate::initiator::{Initiator, NO_TAG, Pdu, read10, write10};
 const DIGESTS: [(&str, &str); 3] = [("HeaderDigest", "CRC32C"), ("DataDigest", "CRC32C"), ("InitialR2T", "No")];
 
 fn level_1(bench: &Bench) -> Initiator {
-    let initiator = bench.session(1, &[&DIGESTS[..], &[("ErrorRecoveryLevel", "1"), ("MaxRecvDataSegmentLength", "4096")]].concat());
+    let initiator = bench
+        .session(1, &[&DIGESTS[..], &[("ErrorRecoveryLevel", "1"), ("MaxRecvDataSegmentLength", "4096")]].concat());
     assert_eq!(initiator.said["ErrorRecoveryLevel"], "1");
     initiator
 }
@@ -151,7 +152,12 @@ fn requests_for_data_are_made_again_and_bursts_acknowledged() {
     let bench = Bench::new();
     let mut initiator = bench.session(
         1,
-        &[("ErrorRecoveryLevel", "1"), ("MaxBurstLength", "8192"), ("MaxRecvDataSegmentLength", "4096"), ("MaxOutstandingR2T", "2")],
+        &[
+            ("ErrorRecoveryLevel", "1"),
+            ("MaxBurstLength", "8192"),
+            ("MaxRecvDataSegmentLength", "4096"),
+            ("MaxOutstandingR2T", "2"),
+        ],
     );
     let command = initiator.command(0, &write10(0, 32), 0x20, 16_384);
     let tag = command.tag();

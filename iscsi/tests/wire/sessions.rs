@@ -24,8 +24,7 @@ fn commands_are_in_order_over_connections() {
     assert_eq!(bench.server.sessions()[0].connections.len(), 3);
     let sn = all[0].cmd_sn;
     // The last one comes first, and waits.
-    let commands: Vec<_> =
-        all.iter_mut().map(|one| one.command(0, &write10(0, 1), 0x22, 512)).collect();
+    let commands: Vec<_> = all.iter_mut().map(|one| one.command(0, &write10(0, 1), 0x22, 512)).collect();
     for i in [2, 1, 0] {
         let command = commands[i].clone().with(24, sn + i as u32).data(&[i as u8 + 1; 512]);
         all[i].send_as_it_is(command);
@@ -122,4 +121,35 @@ fn a_cold_reset_ends_all_sessions() {
     assert!(one.is_hung_up() && other.is_hung_up());
     eventually("all are gone", || bench.server.sessions().is_empty());
     bench.session(1, &[]).ping();
+}
+
+#[test]
+fn connections_that_race_lose_nothing() {
+    let bench = Bench::new();
+    let all = connections(&bench, 4);
+    let next = std::sync::atomic::AtomicU32::new(all[0].cmd_sn);
+    std::thread::scope(|scope| {
+        for mut one in all {
+            let next = &next;
+            scope.spawn(move || {
+                for round in 0..400u32 {
+                    // Few enough to fit the window whoever else is slow.
+                    let tags: Vec<u32> = (0..8)
+                        .map(|i| {
+                            let attribute = if round % 50 == 7 && i == 3 { 2 } else { 1 };
+                            let command = one.command((i % 2) as u8, &read10(i, 1), 0x40 | attribute, 512);
+                            let tag = command.tag();
+                            let sn = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                            one.send_as_it_is(command.with(24, sn));
+                            tag
+                        })
+                        .collect();
+                    for _ in &tags {
+                        let answer = one.receive();
+                        assert!(tags.contains(&answer.tag()) && answer.data.len() == 512);
+                    }
+                }
+            });
+        }
+    });
 }
