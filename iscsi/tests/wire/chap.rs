@@ -7,6 +7,9 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 
+/// What is said, in the order in which it is.
+type Said = Vec<(&'static str, String)>;
+
 const INITIATORS: &str = "what the initiator knows";
 const TARGETS: &str = "what the target knows";
 
@@ -47,7 +50,7 @@ fn log_in(
     address: SocketAddr,
     login: &Login,
     algorithm: Algorithm,
-    say: impl FnOnce(u8, &[u8]) -> Vec<(&'static str, String)>,
+    say: impl FnOnce(u8, &[u8]) -> Said,
 ) -> Result<(Initiator, BTreeMap<String, String>), u16> {
     let mut stream = connect(address);
     let introduction = [login.introduction(), text(&[("AuthMethod", "CHAP,None")])].concat();
@@ -108,7 +111,7 @@ fn without_proof_nobody_gets_in() {
     assert_eq!(first(&[], 0x83), Some(0x0201), "straight to the end");
     assert_eq!(first(&[("AuthMethod", "CHAP"), ("CHAP_A", "9")], 0x00), Some(0x0201));
     let algorithm = Algorithm::Sha1;
-    let refused = |say: fn(u8, &[u8]) -> Vec<(&'static str, String)>| {
+    let refused = |say: fn(u8, &[u8]) -> Said| {
         log_in(address, &login, algorithm, say).map(|_| ()).unwrap_err()
     };
     let wrong = |id: u8, challenge: &[u8]| {
