@@ -111,9 +111,7 @@ fn without_proof_nobody_gets_in() {
     assert_eq!(first(&[], 0x83), Some(0x0201), "straight to the end");
     assert_eq!(first(&[("AuthMethod", "CHAP"), ("CHAP_A", "9")], 0x00), Some(0x0201));
     let algorithm = Algorithm::Sha1;
-    let refused = |say: fn(u8, &[u8]) -> Said| {
-        log_in(address, &login, algorithm, say).map(|_| ()).unwrap_err()
-    };
+    let refused = |say: fn(u8, &[u8]) -> Said| log_in(address, &login, algorithm, say).map(|_| ()).unwrap_err();
     let wrong = |id: u8, challenge: &[u8]| {
         let response = Algorithm::Sha1.response(id, &secret("something else"), challenge);
         vec![("CHAP_N", "joe".to_owned()), ("CHAP_R", hex(&response))]
