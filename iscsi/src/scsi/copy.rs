@@ -43,8 +43,6 @@ struct Target {
     code_set: u8,
     kind: u8,
     name: Vec<u8>,
-    /// There is nobody (NUL).
-    is_null: bool,
 }
 
 /// Blocks from one to another.
@@ -155,20 +153,12 @@ fn target(descriptor: &[u8], at: usize) -> Result<Target, Sense> {
     if byte(descriptor, 0) != IDENTIFICATION {
         return Err(Sense::illegal(Code::UNSUPPORTED_COPY_TARGET));
     }
-    // A LUN by its names, which is a disk.
-    if byte(descriptor, 1) & 0xc0 != 0 {
-        return Err(Sense::parameter(at + 1, Some(7)));
-    }
+    // Of a disk. How a LUN would be addressed, and that there is nobody, SPC-4 knows no more.
     if byte(descriptor, 1) & 0x1f != 0 {
         return Err(Sense::parameter(at + 1, Some(4)));
     }
     let name = descriptor.get(8..8 + usize::from(byte(descriptor, 7)).min(20)).unwrap_or_default().to_vec();
-    Ok(Target {
-        code_set: byte(descriptor, 4) & 0x0f,
-        kind: byte(descriptor, 5) & 0x3f,
-        name,
-        is_null: has(descriptor, 1, 0x20),
-    })
+    Ok(Target { code_set: byte(descriptor, 4) & 0x0f, kind: byte(descriptor, 5) & 0x3f, name })
 }
 
 fn segment(descriptor: &[u8], at: usize) -> Result<Segment, Sense> {
@@ -227,7 +217,7 @@ fn find(nexus: &Nexus, seat: &Seat, target: &Target) -> Option<Arc<Lun>> {
         let is_named = |(set, kind, name): &(u8, u8, Vec<u8>)| {
             (*set, *kind) == (target.code_set, target.kind) && *name == target.name
         };
-        !target.is_null && vpd::lun_names(lun).iter().any(is_named)
+        vpd::lun_names(lun).iter().any(is_named)
     };
     if is_it(&seat.lun) {
         return Some(Arc::clone(&seat.lun));

@@ -12,8 +12,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Bytes of one READ or WRITE at most.
-const MAX_TRANSFER: u64 = 16 << 20;
+/// Bytes of one READ or WRITE at most, as with NBD.
+const MAX_TRANSFER: u64 = 32 << 20;
 /// Bytes of what is written whole or not at all: what every device's compare-and-write takes, wherever it begins.
 const MAX_ATOMIC: u64 = 128 << 10;
 /// Bytes that are read or written in one step of long work.

@@ -44,7 +44,8 @@ pub(super) fn unmap(lun: &Lun, list: &[u8], stop: &AtomicBool) -> Result<(), Sen
     Ok(())
 }
 
-/// Writes one block again and again; no data are zeroes.
+/// Writes one block again and again; no data are zeroes. Who wants blocks unmapped gets that, whatever else the data say: initiators
+/// send zeroes, and rely on reading them.
 pub(super) fn write_same(
     lun: &Lun,
     blocks: Blocks,
@@ -59,7 +60,7 @@ pub(super) fn write_same(
     }
     let range = medium.range(to_the_end(medium, blocks));
     let durability = durability(lun, false);
-    if data.iter().all(|byte| *byte == 0) {
+    if may_unmap || data.iter().all(|byte| *byte == 0) {
         let how = Zeroing { may_unmap, fast_only: false, durability };
         return medium.zero(range, how, stop);
     }

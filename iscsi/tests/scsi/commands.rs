@@ -110,8 +110,8 @@ fn a_copy_says_what_became_of_it() {
     assert_eq!(status(4, 3).1[56], 2);
     assert_eq!(status(4, 3).0.sense.unwrap().code, bad_field, "told once");
     let mut nobody = list(4, 0, 0, 0);
-    nobody[17] = 0x20;
-    assert_eq!(copy(&nobody).sense.unwrap().key, Key::CopyAborted);
+    nobody[24] ^= 1;
+    assert_eq!(copy(&nobody).sense.unwrap().code, Code::COPY_TARGET_UNREACHABLE);
     let mut foreign = list(4, 0, 0, 0);
     foreign[16] = 0xe0;
     assert_eq!(copy(&foreign).sense.unwrap().code, Code::UNSUPPORTED_COPY_TARGET);

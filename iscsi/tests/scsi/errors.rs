@@ -130,10 +130,10 @@ fn a_full_disk_and_a_damaged_one() {
 fn lengths_that_do_not_fit() {
     let (_device, nexus) = disk(100);
     let bad_field = (Key::IllegalRequest, Code::INVALID_FIELD_IN_CDB);
-    // 16 MiB at once, 255 blocks to compare, 128 KiB that are atomic.
+    // 32 MiB at once, 255 blocks to compare, 128 KiB that are atomic.
     let large = super::bench::disk(1 << 20).1;
-    assert_eq!(fails(&large, &read(0, 32_769), &[]), bad_field);
-    assert_eq!(good(&large, &read(0, 32_768), &[]).len(), 16 << 20);
+    assert_eq!(fails(&large, &read(0, 65_537), &[]), bad_field);
+    assert_eq!(good(&large, &read(0, 65_536), &[]).len(), 32 << 20);
     let atomic = |count: u16| {
         let [high, low] = count.to_be_bytes();
         [&[0x9c, 0][..], &[0; 10], &[high, low, 0, 0]].concat()

@@ -91,7 +91,8 @@ fn run(steps: Vec<Step>, size: usize) -> Result<(), TestCaseError> {
             Step::Same(lba, count, seed, may_unmap) => {
                 let data = vec![seed; size];
                 good(&nexus, &long(0x93, if may_unmap { 8 } else { 0 }, lba, count), &data);
-                model[place(lba, count)].fill(seed);
+                // What is unmapped reads as zeroes whatever was sent.
+                model[place(lba, count)].fill(if may_unmap { 0 } else { seed });
             }
             Step::Unmap(list) => {
                 let data = ranges(&list);
