@@ -15,6 +15,7 @@ use coffer_gateway::fork::{ForkHeader, Waypoint};
 use coffer_gateway::nbd::proto::handshake::{self, Go, Info, MetaQuery};
 use coffer_gateway::nbd::proto::transmission::{self, Reply, Request, StatusQuery};
 use coffer_gateway::nbd::proto::{Framing, MAX_STRING};
+use coffer_iscsi::pdu::{self, HEAD, Head, opcode};
 use coffer_mover::image_format::ImageFormat;
 use coffer_mover::location::{Location, SourceSpec};
 use coffer_repo::backend::memory::Memory;
@@ -563,6 +564,43 @@ fn moved_bodies() -> Vec<Vec<u8>> {
     [0, 1, 20].map(|n| Moved { lines: (0..n).map(line).collect() }.encode().unwrap()).to_vec()
 }
 
+/// Decoders of what iSCSI initiators send.
+fn iscsi() -> Vec<Decoder<'static>> {
+    let request = |opcode: u8, flags: u8, ahs: &[u8]| {
+        let mut head = Head::new(opcode);
+        head.put(1, &[flags]);
+        head.put(4, &[u8::try_from(ahs.len() / 4).unwrap()]);
+        head.put(16, &[0, 0, 0, 1, 0xff, 0xff, 0xff, 0xff]);
+        [&head.0, ahs].concat()
+    };
+    let long_cdb = [0, 5, 1, 0, 0xaa, 0xbb, 0xcc, 0xdd, 0, 5, 2, 0, 0, 0, 2, 0];
+    let requests = vec![
+        request(opcode::NOP_OUT, 0x80, &[]),
+        request(opcode::COMMAND, 0xc1, &long_cdb),
+        request(opcode::MANAGEMENT | 0x40, 0x81, &[]),
+        request(opcode::LOGIN | 0x40, 0x87, &[]),
+        request(opcode::TEXT, 0x40, &[]),
+        request(opcode::DATA_OUT, 0x80, &[]),
+        request(opcode::LOGOUT, 0x80, &[]),
+        request(opcode::SNACK, 0x83, &[]),
+    ];
+    let text = vec![pdu::encode_text(&[("InitiatorName", "iqn.x"), ("MaxBurstLength", "0x8000"), ("X-a.b", "")])];
+    vec![
+        Decoder::new("iSCSI request", requests, |bytes| {
+            let Some(head) = Head::of(bytes) else { return Outcome::Refused };
+            let ahs = head.lengths().ahs;
+            match bytes.get(HEAD..HEAD + ahs) {
+                Some(ahs) => read_only(pdu::Request::decode(&head, ahs)),
+                None => Outcome::Refused,
+            }
+        }),
+        Decoder::new("iSCSI text", text, |bytes| {
+            let decode = |bytes: &[u8]| pdu::decode_text(bytes).ok_or(());
+            one_meaning(decode(bytes), |pairs| pdu::encode_text(pairs), decode)
+        }),
+    ]
+}
+
 /// Decoders of the NBD protocol, both directions.
 fn nbd() -> Vec<Decoder<'static>> {
     let go = Go { name: "disk".into(), infos: vec![3, 0] };
@@ -698,6 +736,11 @@ fn control() -> Vec<Decoder<'static>> {
 #[test]
 fn messages_of_gateways() {
     drive_all(control());
+}
+
+#[test]
+fn requests_of_iscsi() {
+    drive_all(iscsi());
 }
 
 #[test]

@@ -15,6 +15,7 @@ fail() { say "$*"; exit 1; }
 base='compile RocksDB and aws-lc, and make their bindings: build-essential clang libclang-dev cmake pkg-config
 boot, read and compare disk images: qemu-system-x86 qemu-utils qemu-block-extra
 speak NBD from outside: libnbd-bin nbdkit
+speak iSCSI from outside: libiscsi-bin
 load devices and check what they return: fio
 mount by FUSE: fuse3
 make and check file systems and partition tables: e2fsprogs xfsprogs gdisk

@@ -18,7 +18,7 @@ mod ration;
 
 use crate::gathering::{Gathering, Place};
 use crate::job::Done;
-use crate::pdu::{Async, Command, DataOut, Flaw, Head, NO_TAG, Rejection, Request, Response};
+use crate::pdu::{Async, Command, DataOut, Flaw, Head, NO_TAG, Rejection, Request, Response, opcode};
 use crate::scsi::{Outcome, Status, Task};
 use crate::sender::{Format, Sender};
 use crate::server::{Entry, Services};
@@ -127,6 +127,8 @@ pub(crate) struct Incoming {
     /// The command that it begins.
     exchange: Option<Box<Exchange>>,
     rejection: Option<Rejection>,
+    /// Nothing comes of it.
+    is_void: bool,
 }
 
 /// Where the data of a PDU go.
@@ -174,7 +176,7 @@ impl Desk {
     /// Looks at a header: where its data go, and what to give to [`Desk::accept`] when they are there.
     pub(crate) fn announce(&mut self, head: Head, ahs: &[u8]) -> (Incoming, Destination) {
         let len = head.lengths().data;
-        let mut incoming = Incoming { head, request: None, exchange: None, rejection: None };
+        let mut incoming = Incoming { head, request: None, exchange: None, rejection: None, is_void: false };
         if len > self.services.options.allowance.max_segment as usize {
             // Nobody has to swallow it.
             self.reject(&head, Rejection::InvalidField);
@@ -268,11 +270,12 @@ impl Desk {
                 Destination::Into(buffer, at)
             }
             Ok(Place::Skip) => {
-                incoming.request = None;
+                incoming.is_void = true;
                 Destination::Skip
             }
             Err(_) => {
-                incoming.rejection = Some(Rejection::Protocol);
+                incoming.is_void = true;
+                self.spoil(data.tag);
                 Destination::Skip
             }
         }
@@ -280,12 +283,12 @@ impl Desk {
 
     /// Takes a whole PDU with its data; `is_sound` unless they were damaged on the way.
     pub(crate) fn accept(&mut self, incoming: Incoming, buffer: Option<Buffer>, is_sound: bool) {
-        let Incoming { head, request, exchange, rejection } = incoming;
+        let Incoming { head, request, exchange, rejection, is_void } = incoming;
         self.acknowledged(&head);
         if let Some(reason) = rejection {
             return self.rejected(&head, reason);
         }
-        let Some(request) = request else { return };
+        let Some(request) = request.filter(|_| !is_void) else { return };
         if !is_sound {
             return self.damaged(&head, &request, exchange, buffer);
         }
@@ -364,8 +367,8 @@ impl Desk {
             match self.held.remove(&long) {
                 Some(Unit::Command(tag)) => {
                     let Some(mut exchange) = self.exchanges.remove(&tag) else { continue };
-                    let Some(number) = self.session.number(tag) else {
-                        // Aborted in the same moment.
+                    let Some(number) = self.session.number(self.visit.id(), tag) else {
+                        // Aborted in the same moment, or of a tag that another connection uses.
                         self.give_back(exchange.cost);
                         continue;
                     };
@@ -379,6 +382,15 @@ impl Desk {
                 }
                 Some(Unit::Nothing) | None => {}
             }
+        }
+    }
+
+    /// What waits under this number does not get its turn.
+    fn void(&mut self, long: u64) {
+        if let Some(Unit::Command(tag)) = self.held.remove(&long)
+            && let Some(exchange) = self.exchanges.remove(&tag)
+        {
+            self.give_back(exchange.cost);
         }
     }
 
@@ -398,7 +410,10 @@ impl Desk {
 
     /// A PDU that is not taken, though its number counts.
     fn rejected(&mut self, head: &Head, reason: Rejection) {
-        let has_number = head.opcode() < crate::pdu::opcode::SNACK && head.opcode() != crate::pdu::opcode::DATA_OUT;
+        let has_number = matches!(
+            head.opcode(),
+            opcode::NOP_OUT | opcode::COMMAND | opcode::MANAGEMENT | opcode::TEXT | opcode::LOGOUT
+        );
         let mut followers = Vec::new();
         if has_number && !head.is_immediate() {
             match self.session.arrive(self.visit.id(), head.u32(24), None) {
@@ -430,6 +445,12 @@ impl Desk {
 
     fn respond(&mut self, response: &Response, data: &[u8]) {
         self.sender.respond(self.session.window(), response, data);
+    }
+
+    /// A tag that was not used for long.
+    fn target_tag(&mut self) -> u32 {
+        self.last_target_tag = self.last_target_tag.wrapping_add(1) % NO_TAG;
+        self.last_target_tag
     }
 
     fn may_recover(&self) -> bool {
@@ -496,6 +517,7 @@ impl Desk {
                 Mail::Turn(long) => self.turns(vec![long]),
                 Mail::Ready(ticket) => self.awake(ticket),
                 Mail::Forget(ticket) => self.forget(ticket),
+                Mail::Void(long) => self.void(long),
                 Mail::Close => self.ending = Ending::Now,
             }
         }

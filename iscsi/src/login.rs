@@ -245,10 +245,11 @@ impl<'a> Dialogue<'a> {
 
     /// The keys of the security stage.
     fn authenticate(&mut self, said: &[(String, String)], pairs: &mut Vec<(String, String)>) -> Outcome<()> {
-        if said.is_empty() {
-            return Ok(());
-        }
         let failed = LoginStatus::AUTHENTICATION_FAILED;
+        if said.is_empty() {
+            let is_under_way = matches!(self.proof, Proof::Chosen(_) | Proof::Challenged(..));
+            return if is_under_way { Err(failed) } else { Ok(()) };
+        }
         let find = |key: &str| said.iter().find(|(k, _)| k == key).map(|(_, value)| value.as_str());
         let method = |method: &str| ("AuthMethod".to_owned(), method.to_owned());
         let offers = |wanted: &str| find("AuthMethod").is_some_and(|o| o.split(',').any(|method| method == wanted));

@@ -64,8 +64,7 @@ impl Memory {
         let until = match what {
             What::Data(_) => None,
             What::Status(number) => {
-                let of_command = self.kept.iter_mut().filter(|kept| kept.tag == tag && kept.until.is_none());
-                of_command.for_each(|kept| kept.until = Some(number));
+                self.bind(tag, number);
                 Some(number)
             }
         };
@@ -76,6 +75,12 @@ impl Memory {
             let Some(gone) = self.kept.remove(oldest) else { break };
             self.bytes -= gone.content.bytes().len();
         }
+    }
+
+    /// The data of a command, kept anew, are needed until its answer `number` is acknowledged.
+    pub(crate) fn bind(&mut self, tag: u32, number: u32) {
+        let of_command = self.kept.iter_mut().filter(|kept| kept.tag == tag && kept.until.is_none());
+        of_command.for_each(|kept| kept.until = Some(number));
     }
 
     /// All answers before `next` have arrived.

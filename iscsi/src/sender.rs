@@ -269,6 +269,9 @@ impl Sender {
         buffer.extend(&whole);
         let sent = self.cut(window, to, &Arc::new(buffer), 0, whole.len(), None);
         if let Some(mut answer) = answer {
+            if let Some(memory) = &mut self.memory {
+                memory.bind(to.tag, answer.head.u32(24));
+            }
             answer.head.put(20, &snack.to_be_bytes());
             answer.head.put(36, &sent.to_be_bytes());
             self.repeat(window, Some(vec![answer]));

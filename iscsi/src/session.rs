@@ -30,6 +30,8 @@ pub(crate) enum Mail {
     Ready(Ticket),
     /// This task is not wanted any more.
     Forget(Ticket),
+    /// What waits under this number is not wanted any more.
+    Void(u64),
     /// It is over.
     Close,
 }
@@ -176,13 +178,16 @@ impl Session {
 
     /// The next command that is expected, and the last one that may be sent.
     pub(crate) fn window(&self) -> (u32, u32) {
-        (self.exp_cmd_sn.load(Ordering::Relaxed), self.max_cmd_sn.load(Ordering::Relaxed))
+        // In this order: the last one may be newer than the next one, never older.
+        let next = self.exp_cmd_sn.load(Ordering::Acquire);
+        (next, self.max_cmd_sn.load(Ordering::Acquire))
     }
 
     /// Whether a command of that number may come.
     pub(crate) fn is_in_window(&self, sn: u32) -> bool {
         let (next, last) = self.window();
-        sn.wrapping_sub(next) <= last.wrapping_sub(next) && last.wrapping_sub(next) < self.depth
+        // A window that is closed ends just before it begins.
+        sn.wrapping_sub(next) <= last.wrapping_sub(next) && last.wrapping_sub(next) < 1 << 31
     }
 
     /// Takes a connection in; one of the same number has to go. `None` when there are as many as agreed, or the session is over.
@@ -233,15 +238,11 @@ impl Session {
 
     /// A PDU that takes a place in the order: `sn` is its command number, `task` what it brings.
     pub(crate) fn arrive(&self, connection: u64, sn: u32, task: Option<Newcomer>) -> Arrival {
+        let mut state = self.lock();
         if !self.is_in_window(sn) {
             return Arrival::Ignored;
         }
-        let mut state = self.lock();
         let ahead = sn.wrapping_sub(self.exp_cmd_sn.load(Ordering::Relaxed));
-        // The window may have moved before the lock was had.
-        if ahead >= self.depth {
-            return Arrival::Ignored;
-        }
         let long = state.next + u64::from(ahead);
         if ahead > 0 {
             if state.held.contains_key(&long) {
@@ -277,9 +278,9 @@ impl Session {
         Ok(state.register(connection, task, true))
     }
 
-    /// The number of a task whose turn has come while it waited.
-    pub(crate) fn number(&self, tag: u32) -> Option<u64> {
-        self.lock().tasks.get(&tag).map(|entry| entry.number)
+    /// The number of a task of `connection` whose turn has come while it waited.
+    pub(crate) fn number(&self, connection: u64, tag: u32) -> Option<u64> {
+        self.lock().tasks.get(&tag).filter(|entry| entry.connection == connection).map(|entry| entry.number)
     }
 
     /// Whether a task may begin; else it will be told.
@@ -312,13 +313,15 @@ impl Session {
         let mut state = self.lock();
         let Some(entry) = state.tasks.get(&tag) else {
             let ahead = sn.wrapping_sub(self.exp_cmd_sn.load(Ordering::Relaxed));
-            let is_due = self.is_in_window(sn) && ahead < self.depth;
             let long = state.next + u64::from(ahead);
-            if !is_due {
+            let is_another = |held: &Held| !matches!(held, Held::Unit { task: Some(task), .. } if task.tag == tag);
+            if !self.is_in_window(sn) || state.held.get(&long).is_some_and(is_another) {
                 return (None, false);
             }
-            // It is taken as having come; if it waits already, it waits for nothing.
-            state.held.insert(long, Held::Void);
+            // It is taken as having come.
+            if let Some(Held::Unit { connection: owner, .. }) = state.held.insert(long, Held::Void) {
+                state.tell_connection(owner, Mail::Void(long));
+            }
             let (followers, ended) = state.release(connection);
             for long in followers {
                 state.tell_connection(connection, Mail::Turn(long));
@@ -367,8 +370,8 @@ impl Session {
         let ended = u32::try_from(ended).unwrap_or(u32::MAX);
         // The lower half is what travels.
         let [.., a, b, c, d] = state.next.to_be_bytes();
-        self.max_cmd_sn.fetch_add(ended, Ordering::Relaxed);
-        self.exp_cmd_sn.store(u32::from_be_bytes([a, b, c, d]), Ordering::Relaxed);
+        self.max_cmd_sn.fetch_add(ended, Ordering::Release);
+        self.exp_cmd_sn.store(u32::from_be_bytes([a, b, c, d]), Ordering::Release);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -504,7 +507,7 @@ mod tests {
     }
 
     fn ticket(session: &Session, tag: u32) -> Ticket {
-        Ticket { tag, number: session.number(tag).unwrap() }
+        Ticket { tag, number: session.lock().tasks[&tag].number }
     }
 
     #[test]
@@ -594,10 +597,18 @@ mod tests {
         assert!(matches!(mail.try_recv(), Ok(Mail::Turn(_))));
         assert_eq!(session.window(), (4, 17));
         assert_eq!(session.abort(0, 9, 1), (None, false));
+        // One that waits is told that it waits for nothing, if it is the one that is meant.
+        assert!(matches!(session.arrive(1, 5, task(6)), Arrival::Later(_)));
+        assert_eq!(session.abort(0, 7, 5), (None, false));
+        assert_eq!(session.abort(0, 6, 5), (None, true));
+        assert!(matches!(mail.try_recv(), Ok(Mail::Void(_))));
+        assert!(matches!(session.arrive(1, 4, task(5)), Arrival::Now { .. }));
+        session.finish(1, ticket(&session, 5));
+        assert_eq!(session.window(), (6, 19));
         assert_eq!(session.abort_all(0, Some([0; 8])), []);
         assert!(matches!(mail.try_recv(), Ok(Mail::Forget(_))) && matches!(mail.try_recv(), Ok(Mail::Forget(_))));
         assert_eq!(session.abort_all(0, None), []);
-        assert_eq!(session.window(), (4, 19));
+        assert_eq!(session.window(), (6, 21));
     }
 
     #[test]

@@ -8,7 +8,7 @@
 
 use super::{BATCH, Desk, Exchange, Stage};
 use crate::job::{Done, Job};
-use crate::pdu::{DataOut, NO_TAG, Residual, Response};
+use crate::pdu::{DataOut, Residual, Response};
 use crate::scsi::{Code, Fate, Key, Outcome, Sense, Status, Traffic};
 use crate::sender::Addressee;
 use crate::session::{Finished, Ticket};
@@ -37,12 +37,16 @@ impl Desk {
                 None => Err(Outcome::check(Sense::illegal(Code::LUN_NOT_SUPPORTED))),
             };
             match prepared {
-                Ok(task) => exchange.task = Some(task),
+                Ok(task) => {
+                    exchange.verdict = task.check_expected(exchange.writes()).err();
+                    exchange.task = Some(task);
+                }
                 Err(outcome) => exchange.verdict = Some(outcome),
             }
         }
         // The quick way, without a place among those that take longer.
         if let Some(task) = &exchange.task
+            && exchange.verdict.is_none()
             && !exchange.gathering.is_open()
             && task.data_out() == 0
             && task.data_in() <= AT_ONCE
@@ -90,14 +94,10 @@ impl Desk {
     fn go_on(&mut self, tag: u32) {
         let terms = self.session.identity.terms;
         loop {
-            let target_tag = match self.last_target_tag.wrapping_add(1) {
-                NO_TAG => 0,
-                tag => tag,
-            };
+            let target_tag = self.target_tag();
             let Some(exchange) = self.exchanges.get_mut(&tag) else { return };
             let most = usize::from(terms.max_outstanding_r2t);
             let Some(burst) = exchange.gathering.ask(target_tag, most, terms.max_burst) else { break };
-            self.last_target_tag = target_tag;
             let response = Response::ReadyToTransfer {
                 tag,
                 target_tag,
@@ -285,11 +285,18 @@ impl Desk {
         }
         let count = u32::try_from(len).unwrap_or(u32::MAX);
         if exchange.gathering.arrived(data, count, is_sound).is_err() {
-            let sense = Sense::new(Key::AbortedCommand, INCORRECT_AMOUNT_OF_DATA);
-            exchange.verdict = Some(Outcome::check(sense));
-            exchange.gathering.give_up();
+            return self.spoil(data.tag);
         }
         self.advance(data.tag);
+    }
+
+    /// The data of a command came out of order, or were damaged too often: it ends, and what comes of them is skipped.
+    pub(super) fn spoil(&mut self, tag: u32) {
+        let Some(exchange) = self.exchanges.get_mut(&tag) else { return };
+        let sense = Sense::new(Key::AbortedCommand, INCORRECT_AMOUNT_OF_DATA);
+        exchange.verdict = Some(Outcome::check(sense));
+        exchange.gathering.give_up();
+        self.advance(tag);
     }
 
     /// A task that waited for others may begin.

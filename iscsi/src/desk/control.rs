@@ -18,8 +18,8 @@ const MAX_TEXT: usize = 64 << 10;
 /// What is being said beside commands.
 #[derive(Default)]
 pub(super) struct Talk {
-    /// A text request that goes on.
-    asked: Vec<u8>,
+    /// A text request that goes on, and the tag that it goes on with.
+    asked: Option<(u32, Vec<u8>)>,
     /// What is left of a text answer, and the tag to ask for it with.
     rest: Option<(u32, Vec<u8>)>,
     /// The ping that is not answered, and since when.
@@ -69,8 +69,7 @@ impl Desk {
         if let Some((_, since)) = self.talk.ping {
             return now.saturating_duration_since(since);
         }
-        self.last_target_tag = self.last_target_tag.wrapping_add(1) % NO_TAG;
-        let target_tag = self.last_target_tag;
+        let target_tag = self.target_tag();
         self.respond(&Response::NopIn { tag: NO_TAG, target_tag, lun: [0; 8] }, &[]);
         self.talk.ping = Some((target_tag, now));
         Duration::ZERO
@@ -82,22 +81,24 @@ impl Desk {
     }
 
     fn take_text(&mut self, request: &Text, text: &[u8]) {
-        if request.target_tag != NO_TAG {
-            let rest = self.talk.rest.take().filter(|(tag, _)| *tag == request.target_tag);
-            let Some((_, rest)) = rest else { return self.reject_text(request) };
-            return self.say(request.tag, rest);
-        }
-        self.talk.rest = None;
-        self.talk.asked.extend_from_slice(text);
-        if self.talk.asked.len() > MAX_TEXT {
+        let goes_on = |tag: u32| tag == request.target_tag;
+        let (asked, rest) = (self.talk.asked.take(), self.talk.rest.take());
+        let mut asked = match (asked, rest) {
+            _ if request.target_tag == NO_TAG => Vec::new(),
+            (Some((tag, asked)), _) if goes_on(tag) => asked,
+            (_, Some((tag, rest))) if goes_on(tag) => return self.say(request.tag, rest),
+            _ => return self.reject_text(request),
+        };
+        asked.extend_from_slice(text);
+        if asked.len() > MAX_TEXT {
             self.ending = Ending::Now;
             return;
         }
         if request.continues {
-            let target_tag = NO_TAG;
+            let target_tag = self.target_tag();
+            self.talk.asked = Some((target_tag, asked));
             return self.respond(&Response::Text { tag: request.tag, target_tag, continues: false }, &[]);
         }
-        let asked = std::mem::take(&mut self.talk.asked);
         let Some(asked) = decode_text(&asked) else { return self.reject_text(request) };
         let mut answer: Vec<(String, String)> = Vec::new();
         for (key, value) in asked {
@@ -145,8 +146,7 @@ impl Desk {
         let continues = !rest.is_empty();
         let mut target_tag = NO_TAG;
         if continues {
-            self.last_target_tag = self.last_target_tag.wrapping_add(1) % NO_TAG;
-            target_tag = self.last_target_tag;
+            target_tag = self.target_tag();
             self.talk.rest = Some((target_tag, rest));
         }
         self.respond(&Response::Text { tag, target_tag, continues }, &text);

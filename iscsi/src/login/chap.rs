@@ -289,7 +289,7 @@ mod tests {
             for refused in [
                 &[name.clone(), ("CHAP_R", wrong)][..],
                 &[("CHAP_N", "jim".to_owned()), ("CHAP_R", right.clone())],
-                &[name.clone()],
+                std::slice::from_ref(&name),
                 &[("CHAP_R", right.clone())],
                 &[name.clone(), ("CHAP_R", "0x".to_owned())],
                 &[name.clone(), ("CHAP_R", right.clone()), ("CHAP_I", "1".to_owned())],

@@ -161,9 +161,9 @@ pub enum Response {
     Text {
         /// Its tag.
         tag: u32,
-        /// To ask for more with, or [`NO_TAG`].
+        /// To go on with, or [`NO_TAG`] when all is said.
         target_tag: u32,
-        /// There is more.
+        /// There is more of this answer; else, without being the end, it is the initiator who goes on.
         continues: bool,
     },
     /// Data of a read.
@@ -264,7 +264,8 @@ impl Response {
             }
             Response::Text { tag, target_tag, continues } => {
                 put(opcode::TEXT_RESPONSE, tag);
-                head.put(1, &[if continues { 0x40 } else { 0x80 }]);
+                let is_final = target_tag == NO_TAG;
+                head.put(1, &[if continues { 0x40 } else { 0 } | if is_final { 0x80 } else { 0 }]);
                 head.put(20, &target_tag.to_be_bytes());
             }
             Response::DataIn { tag, target_tag, lun, is_final, end, data_sn, offset } => {

@@ -276,7 +276,7 @@ mod tests {
     fn a_failed_read_leaves_nothing() {
         let mut out = Buffer::default();
         let failed = data(Framing::Structured, &request(0, 10), 10, &mut out, |_| Err(Error::corrupt("x")));
-        assert!(failed.is_err() && out.len() == 0);
-        assert!(!data(Framing::Simple, &request(0, 10), 10, &mut out, |_| Ok(false)).unwrap() && out.len() == 0);
+        assert!(failed.is_err() && out.is_empty());
+        assert!(!data(Framing::Simple, &request(0, 10), 10, &mut out, |_| Ok(false)).unwrap() && out.is_empty());
     }
 }
