@@ -6,6 +6,7 @@
 use super::alua::{AccessState, Groups};
 use super::lun::{Lun, LunOptions};
 use super::nexus::Nexus;
+use super::reservations::Party;
 use super::sense::Code;
 use coffer_gateway::{Error, Export, Kind, Result};
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +16,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// The highest number of a LUN.
 const MAX_LUN: u16 = 0x3fff;
+/// Initiator ports that are remembered; beyond, they are told of the device's start once more.
+const MAX_KNOWN: usize = 4096;
 
 /// Called with errors that are not an initiator's own affair.
 pub type Report = Arc<dyn Fn(&Error) + Send + Sync>;
@@ -69,6 +72,8 @@ struct Roster {
     nexuses: Vec<Weak<Nexus>>,
     /// How many nexuses there were.
     joined: u64,
+    /// Who has been told that the device has started.
+    known: BTreeSet<Party>,
 }
 
 impl Roster {
@@ -149,6 +154,13 @@ impl Device {
         let nexus = Arc::new(Nexus::new(Arc::clone(self), roster.joined, initiator, isid, port, visible));
         for lun in roster.luns.values().filter(|lun| nexus.visible.shows(lun.number)) {
             nexus.sit_down(lun);
+        }
+        // Who comes back knows that its session was lost: it logged in again.
+        if roster.known.insert(nexus.party.clone()) {
+            nexus.tell(Code::POWER_ON);
+        }
+        if roster.known.len() > MAX_KNOWN {
+            roster.known.clear();
         }
         roster.nexuses.push(Arc::downgrade(&nexus));
         nexus
