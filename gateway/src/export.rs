@@ -80,15 +80,19 @@ pub struct Live {
 
 /// An export in the hands of a client, who counts as one of its clients for as long.
 #[derive(Debug)]
-pub(crate) struct Taken(Arc<Export>);
+pub struct Taken(Arc<Export>);
 
 impl Taken {
-    pub(crate) fn new(export: Arc<Export>) -> Self {
+    /// One client more.
+    #[must_use]
+    pub fn new(export: Arc<Export>) -> Self {
         export.live.clients.fetch_add(1, Ordering::Relaxed);
         Taken(export)
     }
 
-    pub(crate) fn export(&self) -> &Arc<Export> {
+    /// The export.
+    #[must_use]
+    pub fn export(&self) -> &Arc<Export> {
         &self.0
     }
 }

@@ -28,7 +28,7 @@ pub use coffer_repo::{Error, Kind, Result};
 pub use device::{BlockDevice, Content, Durability, Extent, Zeroing};
 pub use export::{
     Access, Activity, ActivityTotals, ChangeSource, Changes, Deed, Export, Exports, LATENCY_BOUNDS, Limits, Live,
-    Meter, Network, Peer, Permit,
+    Meter, Network, Peer, Permit, Taken,
 };
 pub use faulty_device::{Faults, FaultyDevice};
 pub use file_device::FileDevice;

@@ -150,6 +150,10 @@ async fn log_in<S: AsyncRead + AsyncWrite + Unpin>(
             may_recover: session.identity.terms.error_recovery_level > 0,
         };
         visit.enter(Entry { session: Arc::clone(&session), local: portal.local });
+        // Whoever took the target away in this moment may not have seen this connection.
+        if agreed.target.as_ref().is_some_and(|target| target.is_closed()) {
+            visit.command(Order::Leave);
+        }
         let (services, own) = (Arc::clone(services), Arc::clone(visit));
         let desk = Desk::new(services, session, own, agreed.first.cid, mail, format, numbers.stat_sn + 1);
         let digests = (terms.header_digest, terms.data_digest);

@@ -14,6 +14,9 @@ use crate::scsi::{Outcome, Status};
 use coffer_gateway::serving::{Buffer, Output};
 use std::sync::Arc;
 
+/// The tag with which data are acknowledged: which command's they are says the command's own tag.
+const ACKNOWLEDGEMENT: u32 = 0;
+
 /// See the file's header.
 pub(crate) struct Sender {
     pub(crate) output: Output,
@@ -24,8 +27,6 @@ pub(crate) struct Sender {
     pub(crate) max_segment: usize,
     max_burst: usize,
     memory: Option<Memory>,
-    /// For acknowledgements that are asked for.
-    acknowledgement: u32,
 }
 
 /// What the initiator and the target agreed on for this direction.
@@ -61,7 +62,6 @@ impl Sender {
             max_segment: format.max_segment as usize,
             max_burst: format.max_burst as usize,
             memory: format.may_recover.then(Memory::default),
-            acknowledgement: 0,
         }
     }
 
@@ -208,7 +208,7 @@ impl Sender {
             let end_status = status.filter(|_| end == len && self.memory.is_none());
             // What was read in full bursts can be forgotten when it has arrived.
             let asks = self.memory.is_some() && is_final && end < len;
-            let target_tag = if asks { self.acknowledgement } else { NO_TAG };
+            let target_tag = if asks { ACKNOWLEDGEMENT } else { NO_TAG };
             let response = data_in(to, data_sn, at, is_final, end_status, target_tag);
             let head = self.head(window, &response, end - at);
             let content = Content::Part(Arc::clone(buffer), start + at..start + end);

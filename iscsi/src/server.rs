@@ -421,3 +421,31 @@ impl Host for Services {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_initiator_is_told_addresses_that_it_can_reach() {
+        let at = |host: &str, local: Option<&str>| {
+            address(&Place::Tcp(host.into(), 3260), local.map(|local| local.parse().unwrap()))
+        };
+        assert_eq!(at("10.0.0.1", None).as_deref(), Some("10.0.0.1:3260"));
+        assert_eq!(at("fd00::1", Some("10.0.0.9:7")).as_deref(), Some("[fd00::1]:3260"));
+        assert_eq!(at("0.0.0.0", Some("10.0.0.9:7")).as_deref(), Some("10.0.0.9:3260"));
+        assert_eq!(at("::", Some("[::ffff:10.0.0.9]:7")).as_deref(), Some("10.0.0.9:3260"));
+        assert_eq!(at("::", Some("[fd00::9]:7")).as_deref(), Some("[fd00::9]:3260"));
+        assert_eq!(at("::", None), None);
+        assert_eq!(address(&Place::Unix("/s".into()), None), None);
+    }
+
+    #[test]
+    fn every_portal_group_is_a_port() {
+        let portal = |group| PortalOptions { listener: Listener::Tcp(([127, 0, 0, 1], 0).into()), group };
+        let found = ports(&[portal(7), portal(3), portal(7)]);
+        assert_eq!(found, [PortalGroup { tag: 7, port: 1 }, PortalGroup { tag: 3, port: 2 }]);
+        assert!(IscsiServer::start(&[], Vec::new(), ServerOptions::default()).is_err());
+        assert!(IscsiServer::start(&[portal(0)], Vec::new(), ServerOptions::default()).is_err());
+    }
+}

@@ -171,6 +171,11 @@ impl Target {
         self.lock().is_closed = true;
     }
 
+    /// Whether it was taken away.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.lock().is_closed
+    }
+
     /// Those that it has now.
     pub(crate) fn sessions(&self) -> Vec<Arc<Session>> {
         self.lock().by_tsih.values().cloned().collect()

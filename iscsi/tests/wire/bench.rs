@@ -124,7 +124,7 @@ pub(crate) fn portal() -> PortalOptions {
 
 /// A target of these exports.
 pub(crate) fn target(name: &str, exports: &[Arc<Export>], guests: Vec<Guest>) -> TargetOptions {
-    let ports = vec![PortOptions { relative: 1, group: 1 }];
+    let ports = (1..=3).map(|group| PortOptions { relative: group, group }).collect();
     let device = Device::new(DeviceOptions { iqn: name.into(), ports, state: None, report: None });
     for (number, export) in exports.iter().enumerate() {
         let lun = LunOptions { export: Arc::clone(export), block_size: None, identity: export.name.clone() };

@@ -1,7 +1,8 @@
 //! Sessions: several connections, commands in order over them, reinstatement, and what becomes of a connection that breaks.
 
-use crate::bench::{Bench, TARGET, eventually};
+use crate::bench::{Bench, TARGET, eventually, options, portal, target};
 use crate::initiator::{Initiator, Login, read10, write10};
+use coffer_iscsi::{IscsiServer, PortalOptions};
 
 /// A session of `count` connections.
 fn connections(bench: &Bench, count: u16) -> Vec<Initiator> {
@@ -152,4 +153,30 @@ fn connections_that_race_lose_nothing() {
             });
         }
     });
+}
+
+#[test]
+fn a_session_spans_the_portals_of_its_group_and_no_others() {
+    let bench = Bench::new();
+    let portals = [portal(), portal(), PortalOptions { group: 2, ..portal() }];
+    let targets = vec![target(TARGET, &bench.exports, Vec::new())];
+    let server = IscsiServer::start(&portals, targets, options()).unwrap();
+    let addresses: Vec<_> = server.places().map(|place| place.to_string().parse().unwrap()).collect();
+    let login = Login::to(TARGET).with(&[("MaxConnections", "4")]);
+    let mut first = Initiator::login(addresses[0], &login).unwrap();
+    first.settle();
+    let further = Login { tsih: first.tsih, cid: 1, cmd_sn: first.cmd_sn, ..Login::to(TARGET) };
+    let mut second = Initiator::login(addresses[1], &further).unwrap();
+    second.ping();
+    let report = &server.sessions()[0];
+    let reached: Vec<_> = report.connections.iter().filter_map(|(_, _, local)| *local).collect();
+    assert_eq!(reached, addresses[..2]);
+    let elsewhere = Login { cid: 2, ..further };
+    assert_eq!(Initiator::login(addresses[2], &elsewhere).err(), Some(0x0208));
+    // The same initiator port through another group is another nexus, and another session.
+    let mut other = Initiator::login(addresses[2], &login).unwrap();
+    assert_eq!(other.said["TargetPortalGroupTag"], "2");
+    other.ping();
+    first.ping();
+    assert_eq!(server.sessions().len(), 2);
 }
