@@ -126,7 +126,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("control");
         let answer = |question: Question| match question {
-            Question::List => Answer::Exports(vec![ExportReport::default()]),
+            Question::List | Question::Targets | Question::Sessions => Answer::Exports(vec![ExportReport::default()]),
             Question::Add(addition) => Answer::Done(addition.export),
             Question::Remove { name, .. } => Answer::Failed(Error::not_found(name)),
         };

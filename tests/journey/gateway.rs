@@ -196,3 +196,68 @@ fn a_changed_file_is_followed_and_a_wrong_one_is_not() {
     gateway.wait_until("the client's end", |_| names(&coffer) == ["c"]);
     assert_eq!(gateway.terminate().status.code(), Some(3), "done with warnings");
 }
+
+/// One fork through two doors at once: what one writes the other reads, at once. Disks come and go under a session; who is not a guest
+/// sees nothing.
+#[test]
+fn nbd_and_iscsi_are_doors_to_the_same_disk() {
+    const TARGET: &str = "iqn.2026-01.test:san";
+    let coffer = Coffer::new();
+    image::make(&coffer.path("disk.raw"), SIZE, &[0..SIZE], 20_405);
+    coffer.run(&["backup", "-w", "web", "vda=disk.raw"]);
+    coffer.run(&["fork", "create", "lab", "web@latest"]);
+    let configure = |more: &str| {
+        let text = format!(
+            "listen = ['unix:nbd.sock']\n[[export]]\nname = 'lab'\nfork = 'lab'\n[iscsi]\nlisten = ['127.0.0.1:0']\n\
+             [[target]]\nname = '{TARGET}'\n[[target.lun]]\nnumber = 0\nfork = 'lab'\n{more}"
+        );
+        std::fs::write(coffer.path("gateway.toml"), text).unwrap();
+    };
+    configure("");
+    let mut gateway = coffer.start(&SERVE, "controlled at");
+    let said = gateway.err();
+    let portal = said.split("iscsi://").nth(1).and_then(|rest| rest.split_whitespace().next()).unwrap().to_owned();
+    let lun = |number: u16| format!("iscsi://{portal}/{TARGET}/{number}");
+    let scsi = |number: u16, command: &str| {
+        let out = run(coffer.outside("qemu-io").args(["-f", "raw", "-c", command]).arg(lun(number)));
+        assert!(!out.contains("failed"), "{out}");
+    };
+    io(&coffer, "lab", &["write -P 0x61 1M 64k"]);
+    scsi(0, "read -P 0x61 1M 64k");
+    scsi(0, "write -P 0x62 2M 64k");
+    io(&coffer, "lab", &["read -P 0x62 2M 64k", "write -z 2M 64k"]);
+    scsi(0, "read -P 0 2M 64k");
+    run(coffer.outside("qemu-img").args(["compare", "-f", "raw", "-F", "raw", &uri("lab"), &lun(0)]));
+
+    // A point comes as a second disk, and the first goes while a session has it.
+    let mut command = coffer.outside("qemu-system-x86_64");
+    command.args(["-M", "none", "-nodefaults", "-display", "none", "-serial", "none", "-monitor", "none"]);
+    command
+        .args(["-blockdev", &format!("driver=iscsi,node-name=x,transport=tcp,portal={portal},target={TARGET},lun=0")]);
+    let mut initiator = Running::start(&mut command);
+    let sessions = || coffer.json(&["iscsi", "sessions"])["sessions"].as_array().unwrap().clone();
+    initiator.wait_until("a session", |_| !sessions().is_empty());
+    assert_eq!(sessions()[0]["target"], TARGET);
+    configure("[[target.lun]]\nnumber = 1\npoint = 'web@latest'\n");
+    gateway.signal(rustix::process::Signal::HUP);
+    gateway.wait_until("the second reading", |g| g.err().contains("1 exports added, 0 removed, 0 failed"));
+    let targets = coffer.json(&["iscsi", "targets"]);
+    let luns = targets["targets"][0]["luns"].as_array().unwrap();
+    assert_eq!((luns.len(), &luns[0]["size"], &luns[1]["is_read_only"]), (2, &SIZE.into(), &true.into()), "{targets}");
+    run(coffer.outside("qemu-img").args(["compare", "-f", "raw", "-F", "raw", "disk.raw", &lun(1)]));
+    assert!(coffer.run(&["iscsi", "targets"]).contains("read-only"));
+    assert!(!sessions().is_empty(), "the session is still there");
+    initiator.kill();
+
+    // Whoever is no guest any more.
+    configure("[[target.initiator]]\nname = 'iqn.2026-01.test:somebody'\n");
+    gateway.signal(rustix::process::Signal::HUP);
+    gateway.wait_until("the third reading", |g| {
+        g.err().contains("1 exports added, 2 removed") || g.err().contains("2 exports added")
+    });
+    let refused =
+        coffer_tests::program::attempt(coffer.outside("qemu-io").args(["-f", "raw", "-c", "read 0 512"]).arg(lun(0)));
+    assert!(!refused.status.success(), "{refused}");
+    io(&coffer, "lab", &["read -P 0x61 1M 64k"]);
+    stop(gateway);
+}

@@ -9,6 +9,7 @@ use crate::serve::{ExportSpec, control_path, parse_limits};
 use clap::Subcommand;
 use coffer_gateway::control::{Addition, Answer, ExportReport, Question, ask};
 use coffer_gateway::{LATENCY_BOUNDS, Permit};
+use coffer_repo::Error;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
@@ -81,6 +82,7 @@ impl Arguments {
                 context.print(json!({ "exports": objects }), &table(&exports))
             }
             Answer::Failed(error) => Err(error.into()),
+            Answer::Objects(_) => Err(Error::internal("the gateway answered another question").into()),
         }
     }
 }

@@ -25,6 +25,7 @@ mod fork;
 mod gc;
 mod heal;
 mod init;
+mod iscsi;
 mod key;
 mod manpages;
 mod mount;
@@ -82,6 +83,7 @@ enum Command {
     Mount(mount::Arguments),
     Serve(serve::Arguments),
     Export(export::Arguments),
+    Iscsi(iscsi::Arguments),
     Fork(fork::Arguments),
     Verify(verify::Arguments),
     Forget(forget::Arguments),
@@ -117,6 +119,7 @@ impl Command {
             Command::Mount(arguments) => arguments.run(context),
             Command::Serve(arguments) => arguments.run(context),
             Command::Export(arguments) => arguments.run(context),
+            Command::Iscsi(arguments) => arguments.run(context),
             Command::Fork(arguments) => arguments.run(context),
             Command::Verify(arguments) => arguments.run(context),
             Command::Forget(arguments) => arguments.run(context),

@@ -8,6 +8,7 @@
 //!   configuration    the same in a file
 //!   gateway          a process whose exports come and go
 //!     remembered     those that were added by command
+//!     targets        its iSCSI targets
 //! ```
 //! Not here: serving ([`coffer_gateway::nbd`], [`coffer_iscsi`]). What holds: nothing listens before all that was asked for is found and allowed.
 
@@ -19,6 +20,7 @@ mod offer;
 mod place;
 mod remembered;
 mod target;
+mod targets;
 
 use crate::budgets::Budgets;
 use crate::context::Context;

@@ -2,9 +2,10 @@
 //!
 //! ```text
 //!   {"version":1,"command":"add","export":"vda=web@latest","allow":["uid:0"],"limit":"2000/100M"}
-//!   {"version":1,"command":"list"}
+//!   {"version":1,"command":"list"}                            also "targets", "sessions"
 //!   {"version":1,"command":"remove","name":"vda","disconnect":true}
-//!   {"version":1,"done":"..."}   {"version":1,"exports":[...]}   {"version":1,"error":"...","kind":"locked"}
+//!   {"version":1,"done":"..."}   {"version":1,"exports":[...]}   {"version":1,"objects":[...]}
+//!   {"version":1,"error":"...","kind":"locked"}
 //! ```
 //! Not here: sockets. What holds: lines are bounded; another version is refused by its number; unknown keys are left alone, unknown
 //! commands are not; what a person wrote travels as it was written, and is understood by the gateway.
@@ -27,6 +28,10 @@ pub enum Question {
     Add(Addition),
     /// What is offered?
     List,
+    /// What iSCSI targets are there, and what are their disks?
+    Targets,
+    /// Which iSCSI sessions are there?
+    Sessions,
     /// Offer one no more.
     Remove {
         /// Its name.
@@ -54,6 +59,8 @@ pub enum Answer {
     Done(String),
     /// What is offered.
     Exports(Vec<ExportReport>),
+    /// One object for each thing that was asked for.
+    Objects(Vec<Value>),
     /// It was not done.
     Failed(Error),
 }
@@ -91,6 +98,8 @@ impl Question {
                 object
             }
             Question::List => json!({ "version": VERSION, "command": "list" }),
+            Question::Targets => json!({ "version": VERSION, "command": "targets" }),
+            Question::Sessions => json!({ "version": VERSION, "command": "sessions" }),
             Question::Remove { name, disconnect } => {
                 json!({ "version": VERSION, "command": "remove", "name": name, "disconnect": disconnect })
             }
@@ -104,6 +113,8 @@ impl Question {
         match text(&object, "command")?.as_str() {
             "add" => Ok(Question::Add(Addition::from_object(&object)?)),
             "list" => Ok(Question::List),
+            "targets" => Ok(Question::Targets),
+            "sessions" => Ok(Question::Sessions),
             "remove" => Ok(Question::Remove { name: text(&object, "name")?, disconnect: flag(&object, "disconnect")? }),
             other => Err(Error::new(Kind::Unsupported, format!("the gateway has no command '{other}'"))),
         }
@@ -139,6 +150,7 @@ impl Answer {
                 let exports: Vec<Value> = exports.iter().map(ExportReport::to_object).collect();
                 json!({ "version": VERSION, "exports": exports })
             }
+            Answer::Objects(objects) => json!({ "version": VERSION, "objects": objects }),
             Answer::Failed(error) => failure(error),
         };
         object.to_string()
@@ -149,6 +161,9 @@ impl Answer {
         let object = decode(line)?;
         if let Some(error) = failure_in(&object)? {
             return Ok(Answer::Failed(error));
+        }
+        if let Some(objects) = object.get("objects") {
+            return Ok(Answer::Objects(objects.as_array().ok_or_else(|| misshapen("objects"))?.clone()));
         }
         match object.get("exports") {
             None => Ok(Answer::Done(text(&object, "done")?)),
@@ -330,6 +345,8 @@ mod tests {
             Question::Add(addition),
             Question::Add(Addition { export: "fork:lab".into(), ..Addition::default() }),
             Question::List,
+            Question::Targets,
+            Question::Sessions,
             Question::Remove { name: "\u{0}\u{2028}".into(), disconnect: true },
         ] {
             let line = question.encode();
@@ -352,6 +369,12 @@ mod tests {
             panic!("not done")
         };
         assert_eq!(text, "so");
+        let objects = vec![json!({ "name": "x" }), json!([1])];
+        let Answer::Objects(back) = Answer::decode(Answer::Objects(objects.clone()).encode().as_bytes()).unwrap()
+        else {
+            panic!("not objects")
+        };
+        assert_eq!(back, objects);
         for (kind, _) in KINDS {
             let failed = Answer::Failed(Error::new(kind, "why").with_source(Error::invalid("inner")));
             let Answer::Failed(back) = Answer::decode(failed.encode().as_bytes()).unwrap() else {

@@ -4,7 +4,7 @@
 //! to the moment that either goes, and is told when LUNs come and go. One lock guards who is there; commands do not ask for it.
 
 use super::alua::{AccessState, Groups};
-use super::lun::{Lun, LunOptions};
+use super::lun::{Lun, LunOptions, LunReport};
 use super::nexus::Nexus;
 use super::reservations::Party;
 use super::sense::Code;
@@ -189,6 +189,12 @@ impl Device {
         let roster = self.roster();
         let others = roster.nexuses().filter(|nexus| by.is_none_or(|by| !std::ptr::eq(by, &**nexus)));
         others.for_each(|nexus| nexus.tell(Code::ALUA_STATE_CHANGED));
+    }
+
+    /// All LUNs as they are now, by number.
+    #[must_use]
+    pub fn reports(&self) -> Vec<LunReport> {
+        self.luns().iter().map(|lun| lun.report()).collect()
     }
 
     /// All LUNs.

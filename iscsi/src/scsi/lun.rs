@@ -14,7 +14,7 @@ use super::retained::Retained;
 use super::sanitize::Sanitizing;
 use super::seat::Seat;
 use super::sense::{Code, Key, Outcome, Sense};
-use coffer_gateway::{Export, Result as GatewayResult};
+use coffer_gateway::{ActivityTotals, Export, Result as GatewayResult};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
@@ -30,6 +30,27 @@ pub struct LunOptions {
     /// What the disk is, whoever shows it: names and serial numbers come from this, so it is equal for equal disks and different for
     /// different ones, on every path and after every restart.
     pub identity: String,
+}
+
+/// A LUN, as it is shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LunReport {
+    /// Its number.
+    pub number: u16,
+    /// What it shows, for people.
+    pub description: String,
+    /// Logical blocks, in bytes.
+    pub block_size: u32,
+    /// How many of them.
+    pub blocks: u64,
+    /// Whether writes are refused, whatever initiators wish.
+    pub is_read_only: bool,
+    /// Initiator ports that are registered for persistent reservations.
+    pub registrants: usize,
+    /// Who has it to himself, and how.
+    pub reservation: Option<String>,
+    /// What was done with it.
+    pub activity: ActivityTotals,
 }
 
 /// What reservations there are.
@@ -187,6 +208,27 @@ impl Lun {
     /// Persistent reservations as they are.
     pub(super) fn reservations(&self) -> Reservations {
         self.booked.read().unwrap_or_else(PoisonError::into_inner).persistent.clone()
+    }
+
+    /// What it is now, for people.
+    pub(super) fn report(&self) -> LunReport {
+        let booked = self.booked.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let reservation = match (&booked.persistent.held, booked.old) {
+            (Some(held), _) => Some(format!("{} of {}", held.kind, held.holder.initiator)),
+            (None, Some(_)) => Some("reserved until its session ends".to_owned()),
+            (None, None) => None,
+        };
+        let Geometry { block_size, count, is_read_only } = self.geometry();
+        LunReport {
+            number: self.number,
+            description: self.medium.export().description.clone(),
+            block_size,
+            blocks: count,
+            is_read_only,
+            registrants: booked.persistent.keys.len(),
+            reservation,
+            activity: self.medium.export().activity().totals(),
+        }
     }
 
     /// Whether reservations can outlive a loss of power.

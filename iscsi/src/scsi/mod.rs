@@ -40,7 +40,7 @@ mod vpd;
 
 pub use alua::AccessState;
 pub use device::{Device, DeviceOptions, LunMask, PortOptions, Report};
-pub use lun::LunOptions;
+pub use lun::{LunOptions, LunReport};
 pub use nexus::{Function, ManagementOutcome, Nexus};
 pub use sense::{Code, Key, Outcome, Sense, Specifics, Status};
 pub use task::{Fate, Task, Traffic};

@@ -10,6 +10,7 @@
 use super::opcodes::Access;
 use super::sense::{Code, Outcome, Sense};
 use std::collections::BTreeMap;
+use std::fmt;
 
 /// Registrations at one LUN at most.
 const MAX_REGISTRANTS: usize = 1024;
@@ -31,6 +32,19 @@ pub(super) enum Kind {
     ExclusiveAccessRegistrantsOnly = 6,
     WriteExclusiveAllRegistrants = 7,
     ExclusiveAccessAllRegistrants = 8,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::WriteExclusive => "write exclusive",
+            Kind::ExclusiveAccess => "exclusive access",
+            Kind::WriteExclusiveRegistrantsOnly => "write exclusive, registrants only",
+            Kind::ExclusiveAccessRegistrantsOnly => "exclusive access, registrants only",
+            Kind::WriteExclusiveAllRegistrants => "write exclusive, all registrants",
+            Kind::ExclusiveAccessAllRegistrants => "exclusive access, all registrants",
+        })
+    }
 }
 
 impl Kind {

@@ -17,6 +17,7 @@ use super::configuration::{self, Configuration, Frame};
 use super::offer::{ExportSpec, Offer, OpenFork, Opened, Opener, refuse_unused};
 use super::place::{self, Place};
 use super::remembered::{Remembered, name_of};
+use super::targets::{Followed, Targets};
 use crate::context::Context;
 use crate::exit::{Failure, Result, describe, wrong_use};
 use crate::settings::Settings;
@@ -71,6 +72,7 @@ struct Gateway<'a> {
     /// Removed, and perhaps still in the hands of clients.
     leaving: Vec<Standing>,
     remembered: Remembered,
+    targets: Option<Targets>,
     frame: Frame,
     has_certificates: bool,
 }
@@ -87,7 +89,7 @@ pub(super) fn check(file: &Path) -> Result<()> {
 
 /// Runs a gateway until a signal ends it.
 pub(super) fn run(context: &Context, file: &Path, metrics: Option<&Place>) -> Result<()> {
-    let Configuration { frame, exports } = configuration::read(file)?;
+    let Configuration { frame, exports, targets } = configuration::read(file)?;
     let _lock = lock(context.settings.state()?)?;
     let tls = frame.encryption.open()?;
     let listeners = place::listeners(&frame.listen, frame.socket_mode)?;
@@ -100,12 +102,17 @@ pub(super) fn run(context: &Context, file: &Path, metrics: Option<&Place>) -> Re
             Wish::Reload => signals.try_send(Event::Signal(wish)).is_ok(),
         };
     })?;
-    let opener = Opener::new(context, frame.budgets.reader_options())?;
+    let mut opener = Opener::new(context, frame.budgets.reader_options())?;
     let folder = opener.state_folder()?;
     let table = Arc::new(Exports::new());
+    let targets = match &frame.iscsi {
+        Some(iscsi) => Some(Targets::start(context, iscsi, &targets, &mut opener)?),
+        None => None,
+    };
     let mut gateway = Gateway {
         context,
         opener,
+        targets,
         exports: Arc::clone(&table),
         servers: Arc::default(),
         standing: BTreeMap::new(),
@@ -179,7 +186,8 @@ impl Gateway<'_> {
     fn work(&mut self, due: &Receiver<Event>, file: &Path) {
         loop {
             // An error otherwise says that nobody can ask for anything any more.
-            let event = match self.leaving.is_empty() {
+            let is_waiting = !self.leaving.is_empty() || self.targets.as_ref().is_some_and(Targets::is_leaving);
+            let event = match !is_waiting {
                 true => due.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 false => due.recv_timeout(LOOK),
             };
@@ -200,9 +208,16 @@ impl Gateway<'_> {
     fn answer(&mut self, question: Question) -> coffer_repo::Result<Answer> {
         match question {
             Question::List => Ok(Answer::Exports(self.list())),
+            Question::Targets => self.targets().map(|targets| Answer::Objects(targets.targets())),
+            Question::Sessions => self.targets().map(|targets| Answer::Objects(targets.sessions())),
             Question::Add(addition) => self.add(addition).map(Answer::Done).map_err(Failure::into_error),
             Question::Remove { name, disconnect } => self.remove(&name, disconnect).map(Answer::Done),
         }
+    }
+
+    fn targets(&self) -> coffer_repo::Result<&Targets> {
+        let none = "this gateway has no iSCSI portal: its configuration lacks [iscsi]";
+        self.targets.as_ref().ok_or_else(|| Error::not_found(none))
     }
 
     /// Opens an export and offers it.
@@ -312,6 +327,9 @@ impl Gateway<'_> {
             self.leaving.drain(..).partition(|standing| Arc::strong_count(&standing.export) == 1);
         self.leaving = used;
         unused.into_iter().for_each(|standing| self.close(standing));
+        if let Some(targets) = &mut self.targets {
+            targets.let_go(self.context);
+        }
     }
 
     fn close(&self, standing: Standing) {
@@ -341,7 +359,7 @@ impl Gateway<'_> {
     /// Brings the exports of the configuration in step with the file. What is wrong with it is warned of, and the rest goes on.
     fn reload(&mut self, file: &Path) {
         let terminal = &self.context.terminal;
-        let Configuration { frame, exports } = match configuration::read(file) {
+        let Configuration { frame, exports, targets } = match configuration::read(file) {
             Ok(configuration) => configuration,
             Err(failure) => {
                 let why = describe(&failure.into_error());
@@ -379,7 +397,13 @@ impl Gateway<'_> {
                 }
             }
         }
-        let removed = gone.len();
+        let mut removed = gone.len();
+        if let Some(standing) = &mut self.targets {
+            let followed = standing.follow(&targets, &mut self.opener);
+            let Followed { added: more, removed: fewer, failed: wrong } = followed;
+            (added, removed, failed) = (added + more, removed + fewer, failed + wrong.len());
+            wrong.iter().for_each(|error| self.context.terminal.warn(describe(error)));
+        }
         let text = format!("read the configuration again: {added} exports added, {removed} removed, {failed} failed");
         self.context.terminal.notice(text);
     }
@@ -387,6 +411,9 @@ impl Gateway<'_> {
     /// Answers what is in flight, sends clients away, flushes and closes forks, and lets points go.
     fn end(mut self) {
         super::stop(std::mem::take(&mut self.servers));
+        if let Some(targets) = self.targets.take() {
+            targets.end(self.context);
+        }
         let all: Vec<Standing> =
             std::mem::take(&mut self.standing).into_values().chain(self.leaving.drain(..)).collect();
         let names: Vec<String> = self.exports.all().iter().map(|export| export.name.clone()).collect();
