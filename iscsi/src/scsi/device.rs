@@ -6,7 +6,6 @@
 use super::alua::{AccessState, Groups};
 use super::lun::{Lun, LunOptions, LunReport};
 use super::nexus::Nexus;
-use super::reservations::Party;
 use super::sense::Code;
 use coffer_gateway::{Error, Export, Kind, Result};
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// The highest number of a LUN.
 const MAX_LUN: u16 = 0x3fff;
-/// Initiator ports that are remembered; beyond, they are told of the device's start once more.
+/// Initiators that are remembered; beyond, they are told of the device's start once more.
 const MAX_KNOWN: usize = 4096;
 
 /// Called with errors that are not an initiator's own affair.
@@ -72,8 +71,8 @@ struct Roster {
     nexuses: Vec<Weak<Nexus>>,
     /// How many nexuses there were.
     joined: u64,
-    /// Who has been told that the device has started.
-    known: BTreeSet<Party>,
+    /// Initiators by name who have been told that the device has started.
+    known: BTreeSet<String>,
 }
 
 impl Roster {
@@ -156,7 +155,7 @@ impl Device {
             nexus.sit_down(lun);
         }
         // Who comes back knows that its session was lost: it logged in again.
-        if roster.known.insert(nexus.party.clone()) {
+        if roster.known.insert(initiator.to_lowercase()) {
             nexus.tell(Code::POWER_ON);
         }
         if roster.known.len() > MAX_KNOWN {

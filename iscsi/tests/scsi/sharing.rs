@@ -28,9 +28,9 @@ fn luns_come_and_go_and_everybody_is_told() {
     let nexus = device.join("iqn.a", [1; 6], 1, LunMask::All);
     assert_eq!(attention(&nexus), Some(Code::POWER_ON));
     assert_eq!(attention(&nexus), None);
-    // Who comes back has been told.
+    // Who comes back has been told, by whichever session.
     device.leave(&nexus);
-    let nexus = device.join("iqn.a", [1; 6], 1, LunMask::All);
+    let nexus = device.join("iqn.a", [2; 6], 1, LunMask::All);
     assert_eq!(attention(&nexus), None);
     let blind = device.join("iqn.b", [1; 6], 1, LunMask::Only(BTreeSet::from([0])));
     settle(&blind);
