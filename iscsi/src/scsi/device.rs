@@ -15,6 +15,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// The highest number of a LUN.
 const MAX_LUN: u16 = 0x3fff;
+/// Initiators that are remembered; beyond, they are told of the device's start once more.
+const MAX_KNOWN: usize = 4096;
 
 /// Called with errors that are not an initiator's own affair.
 pub type Report = Arc<dyn Fn(&Error) + Send + Sync>;
@@ -69,6 +71,8 @@ struct Roster {
     nexuses: Vec<Weak<Nexus>>,
     /// How many nexuses there were.
     joined: u64,
+    /// Initiators by name who have been told that the device has started.
+    known: BTreeSet<String>,
 }
 
 impl Roster {
@@ -149,6 +153,13 @@ impl Device {
         let nexus = Arc::new(Nexus::new(Arc::clone(self), roster.joined, initiator, isid, port, visible));
         for lun in roster.luns.values().filter(|lun| nexus.visible.shows(lun.number)) {
             nexus.sit_down(lun);
+        }
+        // Who comes back knows that its session was lost: it logged in again.
+        if roster.known.insert(initiator.to_lowercase()) {
+            nexus.tell(Code::POWER_ON);
+        }
+        if roster.known.len() > MAX_KNOWN {
+            roster.known.clear();
         }
         roster.nexuses.push(Arc::downgrade(&nexus));
         nexus

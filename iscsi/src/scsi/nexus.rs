@@ -77,7 +77,6 @@ impl Nexus {
     /// Takes a seat at `lun`.
     pub(super) fn sit_down(&self, lun: &Arc<Lun>) {
         let seat = Arc::new(Seat::new(Arc::clone(lun), self.party.clone()));
-        seat.post(Code::POWER_ON);
         lun.seat(&seat);
         self.seats.write().unwrap_or_else(PoisonError::into_inner).insert(lun.number, seat);
     }

@@ -28,6 +28,10 @@ fn luns_come_and_go_and_everybody_is_told() {
     let nexus = device.join("iqn.a", [1; 6], 1, LunMask::All);
     assert_eq!(attention(&nexus), Some(Code::POWER_ON));
     assert_eq!(attention(&nexus), None);
+    // Who comes back has been told, by whichever session.
+    device.leave(&nexus);
+    let nexus = device.join("iqn.a", [2; 6], 1, LunMask::All);
+    assert_eq!(attention(&nexus), None);
     let blind = device.join("iqn.b", [1; 6], 1, LunMask::Only(BTreeSet::from([0])));
     settle(&blind);
     add(&device, 300, Arc::new(MemoryDevice::new(64 << 10)));
@@ -36,7 +40,6 @@ fn luns_come_and_go_and_everybody_is_told() {
     assert_eq!((attention(&blind), list(&blind), list(&nexus)), (None, 8, 16));
     let far = [0x41, 0x2c, 0, 0, 0, 0, 0, 0];
     assert_eq!(exec_at(&blind, far, &TUR, &[]).0.sense.unwrap().code, Code::LUN_NOT_SUPPORTED);
-    assert_eq!(exec_at(&nexus, far, &TUR, &[]).0.sense.unwrap().code, Code::POWER_ON);
     assert_eq!(exec_at(&nexus, far, &read(0, 1), &[]).1.len(), 512);
     // A task that is under way keeps what it has.
     let task = nexus.prepare(far, &read(0, 1)).unwrap();
