@@ -9,10 +9,11 @@ use crate::login::{Agreed, Dialogue, Rules, refusal};
 use crate::pdu::{
     Flaw, HEAD, Head, Login, LoginStatus, Numbers, Rejection, Request, Response, encode_text, opcode, padded,
 };
+use crate::scsi::PortOptions;
 use crate::sender::Format;
 use crate::server::{Entry, Services};
 use crate::session::{Identity, Session};
-use crate::target::{Entrance, Joined, PortalGroup};
+use crate::target::{Entrance, Joined};
 use coffer_gateway::serving::{Order, Stopped, Visit};
 use std::future::poll_fn;
 use std::io;
@@ -27,7 +28,7 @@ const MAX_LOGIN_SEGMENT: usize = 64 << 10;
 /// Where a connection came in.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Portal {
-    pub(crate) group: PortalGroup,
+    pub(crate) port: PortOptions,
     /// The address that the initiator reached; none on a socket file.
     pub(crate) local: Option<SocketAddr>,
 }
@@ -115,7 +116,7 @@ async fn log_in<S: AsyncRead + AsyncWrite + Unpin>(
         discovery: services.options.discovery.as_ref(),
         allow_md5: services.options.allow_md5,
         peer: visit.peer(),
-        group: portal.group.tag,
+        group: portal.port.group,
     };
     let mut dialogue = Dialogue::new(rules);
     let mut numbers = Numbers { stat_sn: 1, ..Numbers::default() };
@@ -166,7 +167,7 @@ fn enter(agreed: &Agreed, visit: &Visit<Entry>, services: &Services, portal: Por
     let Agreed { first, initiator, alias, target, luns, terms } = agreed;
     let (initiator, alias, terms) = (initiator.clone(), alias.clone(), *terms);
     let Some(target) = target else {
-        let identity = Identity { initiator, alias, isid: first.isid, tsih: 1, group: portal.group.tag, terms };
+        let identity = Identity { initiator, alias, isid: first.isid, tsih: 1, group: portal.port.group, terms };
         let session = Session::new(identity, None, first.cmd_sn, services.options.depth);
         let mail = session.join(first.cid, visit.id()).ok_or(LoginStatus::OUT_OF_RESOURCES)?;
         return Ok((session, mail));
@@ -180,7 +181,7 @@ fn enter(agreed: &Agreed, visit: &Visit<Entry>, services: &Services, portal: Por
         cmd_sn: first.cmd_sn,
         terms,
         luns: luns.clone(),
-        portal: portal.group,
+        port: portal.port,
         connection: visit.id(),
         depth: services.options.depth,
     })

@@ -21,8 +21,9 @@ use crate::conversation::{Portal, converse};
 use crate::job::Job;
 use crate::login::{Allowance, Chap};
 use crate::pdu::LoginStatus;
+use crate::scsi::PortOptions;
 use crate::session::Session;
-use crate::target::{PortalGroup, TargetOptions, Targets};
+use crate::target::{TargetOptions, Targets};
 use coffer_gateway::serving::{
     Accepted, Budget, Connections, Hall, HallOptions, Host, Listener, Listening, Place, Pool, Report, Reports,
     SocketFile, Stopped, Stream, Visit, tuned, tuned_local,
@@ -172,7 +173,7 @@ pub(crate) struct Services {
     pub(crate) unasked: Arc<Budget>,
     pub(crate) asked: Arc<Budget>,
     connections: Connections<Entry>,
-    portals: Vec<(PortalGroup, Place)>,
+    portals: Vec<(PortOptions, Place)>,
     reports: Option<Arc<Reports>>,
 }
 
@@ -214,8 +215,7 @@ impl IscsiServer {
             let Listening { socket, place, file } = portal.listener.open()?;
             sockets.push(socket);
             files.extend(file);
-            let port = ports.iter().find(|group| group.tag == portal.group).copied();
-            places.push((port.unwrap_or(PortalGroup { tag: portal.group, port: 1 }), place));
+            places.extend(ports.iter().find(|port| port.group == portal.group).map(|port| (*port, place)));
         }
         let pool = Pool::start("iscsi", options.storage_threads)?;
         let reports = options.report.take().map(|report| Reports::new("iSCSI server", report));
@@ -329,16 +329,17 @@ impl Drop for IscsiServer {
     }
 }
 
-/// Portal groups in the order in which they first come: each is a port of every target.
-fn ports(portals: &[PortalOptions]) -> Vec<PortalGroup> {
-    let mut groups: Vec<PortalGroup> = Vec::new();
+/// The ports that the devices of a server with these portals have: one for each portal group, in the order in which they come.
+#[must_use]
+pub fn ports(portals: &[PortalOptions]) -> Vec<PortOptions> {
+    let mut ports: Vec<PortOptions> = Vec::new();
     for portal in portals {
-        if groups.iter().all(|group| group.tag != portal.group) {
-            let port = u16::try_from(groups.len() + 1).unwrap_or(u16::MAX);
-            groups.push(PortalGroup { tag: portal.group, port });
+        if ports.iter().all(|port| port.group != portal.group) {
+            let relative = u16::try_from(ports.len() + 1).unwrap_or(u16::MAX);
+            ports.push(PortOptions { relative, group: portal.group });
         }
     }
-    groups
+    ports
 }
 
 impl Services {
@@ -356,9 +357,9 @@ impl Services {
         let mut pairs = Vec::new();
         for target in targets.iter().filter(|t| t.admit(&session.identity.initiator, visit.peer()).is_some()) {
             pairs.push(("TargetName".to_owned(), target.options.name.clone()));
-            for (group, place) in &self.portals {
+            for (port, place) in &self.portals {
                 let address = address(place, local);
-                pairs.extend(address.map(|address| ("TargetAddress".to_owned(), format!("{address},{}", group.tag))));
+                pairs.extend(address.map(|address| ("TargetAddress".to_owned(), format!("{address},{}", port.group))));
             }
         }
         pairs
@@ -392,16 +393,17 @@ fn address(place: &Place, local: Option<SocketAddr>) -> Option<String> {
 
 impl Host for Services {
     async fn serve(self: Arc<Self>, client: Accepted, stopped: Stopped) {
+        let Some((port, _)) = self.portals.get(client.door) else { return };
+        let port = *port;
         self.counters.connections.fetch_add(1, Ordering::Relaxed);
         self.counters.open_connections.fetch_add(1, Ordering::Relaxed);
         let visit = self.connections.open(client.id, client.peer());
-        let group = self.portals.get(client.door).map_or(PortalGroup { tag: 1, port: 1 }, |(group, _)| *group);
         // How a connection ended is the initiator's affair; errors of devices were reported where they happened.
         let _ = match client.stream {
-            Stream::Unix(s) => converse(tuned_local(s), &visit, &self, Portal { group, local: None }, stopped).await,
+            Stream::Unix(s) => converse(tuned_local(s), &visit, &self, Portal { port, local: None }, stopped).await,
             Stream::Tcp(s) => {
                 let local = s.local_addr().ok();
-                converse(tuned(s), &visit, &self, Portal { group, local }, stopped).await
+                converse(tuned(s), &visit, &self, Portal { port, local }, stopped).await
             }
         };
         self.connections.close(&visit);
@@ -444,7 +446,7 @@ mod tests {
     fn every_portal_group_is_a_port() {
         let portal = |group| PortalOptions { listener: Listener::Tcp(([127, 0, 0, 1], 0).into()), group };
         let found = ports(&[portal(7), portal(3), portal(7)]);
-        assert_eq!(found, [PortalGroup { tag: 7, port: 1 }, PortalGroup { tag: 3, port: 2 }]);
+        assert_eq!(found, [PortOptions { relative: 1, group: 7 }, PortOptions { relative: 2, group: 3 }]);
         assert!(IscsiServer::start(&[], Vec::new(), ServerOptions::default()).is_err());
         assert!(IscsiServer::start(&[portal(0)], Vec::new(), ServerOptions::default()).is_err());
     }

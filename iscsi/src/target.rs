@@ -6,7 +6,7 @@
 
 use crate::login::{Chap, Terms};
 use crate::pdu::LoginStatus;
-use crate::scsi::{Device, LunMask};
+use crate::scsi::{Device, LunMask, PortOptions};
 use crate::session::{Disks, Identity, Mail, Session};
 use coffer_gateway::{Access, Error, Peer, Result};
 use std::collections::BTreeMap;
@@ -37,7 +37,7 @@ pub struct TargetOptions {
     pub name: String,
     /// For people.
     pub alias: Option<String>,
-    /// Its disks. Its ports are the server's portal groups.
+    /// Its disks. Its ports are those of the server ([`crate::ports`]).
     pub device: Arc<Device>,
     /// Who may use it: the first that fits counts. Everybody may when there is none.
     pub guests: Vec<Guest>,
@@ -68,18 +68,12 @@ pub(crate) struct Entrance {
     pub(crate) cmd_sn: u32,
     pub(crate) terms: Terms,
     pub(crate) luns: LunMask,
-    pub(crate) portal: PortalGroup,
+    /// What the connection came in by.
+    pub(crate) port: PortOptions,
     /// The connection's number in the server's table.
     pub(crate) connection: u64,
     /// Commands at once.
     pub(crate) depth: u32,
-}
-
-/// A portal group, by its tag, and the port that it is for SCSI.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct PortalGroup {
-    pub(crate) tag: u16,
-    pub(crate) port: u16,
 }
 
 /// A connection's place in a session.
@@ -121,9 +115,9 @@ impl Target {
 
     /// Begins a session or joins one. A session of the same initiator port ends.
     pub(crate) fn enter(self: &Arc<Self>, entrance: Entrance) -> Result<Joined, LoginStatus> {
-        let Entrance { initiator, alias, isid, tsih, cid, cmd_sn, terms, luns, portal, connection, depth } = entrance;
+        let Entrance { initiator, alias, isid, tsih, cid, cmd_sn, terms, luns, port, connection, depth } = entrance;
         if tsih != 0 {
-            let session = self.session(tsih, &initiator, isid, portal.tag)?;
+            let session = self.session(tsih, &initiator, isid, port.group)?;
             let mail = session.join(cid, connection).ok_or(LoginStatus::TOO_MANY_CONNECTIONS)?;
             return Ok((session, mail));
         }
@@ -133,7 +127,7 @@ impl Target {
         }
         let is_same = |session: &&Arc<Session>| {
             let Identity { initiator: name, isid: id, group, .. } = &session.identity;
-            name.eq_ignore_ascii_case(&initiator) && *id == isid && *group == portal.tag
+            name.eq_ignore_ascii_case(&initiator) && *id == isid && *group == port.group
         };
         if let Some(before) = sessions.by_tsih.values().find(is_same).cloned() {
             sessions.by_tsih.remove(&before.identity.tsih);
@@ -141,9 +135,9 @@ impl Target {
             self.leave(&before);
         }
         let tsih = sessions.free_tsih().ok_or(LoginStatus::OUT_OF_RESOURCES)?;
-        let nexus = self.options.device.join(&initiator, isid, portal.port, luns);
+        let nexus = self.options.device.join(&initiator, isid, port.relative, luns);
         let disks = Disks { target: Arc::clone(self), nexus };
-        let identity = Identity { initiator, alias, isid, tsih, group: portal.tag, terms };
+        let identity = Identity { initiator, alias, isid, tsih, group: port.group, terms };
         let session = Session::new(identity, Some(disks), cmd_sn, depth);
         let mail = session.join(cid, connection).ok_or(LoginStatus::OUT_OF_RESOURCES)?;
         sessions.by_tsih.insert(tsih, Arc::clone(&session));
@@ -262,7 +256,7 @@ pub(crate) fn check_name(name: &str) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scsi::{DeviceOptions, PortOptions};
+    use crate::scsi::DeviceOptions;
 
     fn options(name: &str, guests: Vec<Guest>) -> TargetOptions {
         let ports = vec![PortOptions { relative: 1, group: 1 }];
@@ -280,7 +274,7 @@ mod tests {
             cmd_sn: 0,
             terms: Terms { max_connections: 2, ..Terms::default() },
             luns: LunMask::All,
-            portal: PortalGroup { tag: 1, port: 1 },
+            port: PortOptions { relative: 1, group: 1 },
             connection,
             depth: 4,
         }
