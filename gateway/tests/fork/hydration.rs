@@ -503,6 +503,32 @@ fn what_the_fork_could_still_lose_takes_no_place_of_what_counts_as_copied() {
 }
 
 #[test]
+fn what_is_noted_as_copied_survives_a_power_cut_at_once() {
+    for seed in 0..10 {
+        let chance = Chance::new(seed);
+        let base = chance.bytes(8 * REGION);
+        let mut rig = Rig::new(&base, seed);
+        let stack = rig.try_open_stack().unwrap();
+        let target = Lossy::new(&rig.plant);
+        target.set_len(base.len() as u64).unwrap();
+        target.sync().unwrap();
+        let of = |target: &Arc<Lossy>| Arc::new(LossyDevice(Arc::clone(target), base.len() as u64));
+        let (notes, plant) = (Plant::new(), Arc::clone(&rig.plant));
+        let logbook = Lossy::new(&notes);
+        let begun = Transfer::begin(&stack, of(&target), logbook.clone(), plan(0)).unwrap();
+        notes.after_sync(0, move || plant.cut_after(0));
+        assert!(begun.run(&Cancel::default(), || HandOver::Done).is_err() && rig.plant.is_out());
+        rig.cut(Some(stack), &chance);
+        let target = target.after_cut(&chance);
+        let stack = rig.try_open_stack().unwrap();
+        let begun = Transfer::begin(&stack, of(&target), logbook, plan(0)).unwrap();
+        assert_eq!(begun.progress().resumed(), base.len() as u64);
+        begun.run(&Cancel::default(), || HandOver::Done).unwrap();
+        assert!(target.bytes() == base, "seed {seed}");
+    }
+}
+
+#[test]
 fn what_a_guest_misses_is_copied_next() {
     let base = Chance::new(6).bytes(100 * REGION);
     let rig = Rig::new(&base, 6);
