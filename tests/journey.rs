@@ -11,6 +11,8 @@
 mod block_device;
 #[path = "journey/collected.rs"]
 mod collected;
+#[path = "journey/conformance.rs"]
+mod conformance;
 #[path = "journey/crowd.rs"]
 mod crowd;
 #[path = "journey/forks.rs"]
@@ -29,6 +31,8 @@ mod healing;
 mod huge;
 #[path = "journey/hydrated.rs"]
 mod hydrated;
+#[path = "journey/iscsi.rs"]
+mod iscsi;
 #[path = "journey/killed.rs"]
 mod killed;
 #[path = "journey/kills.rs"]

@@ -3,7 +3,7 @@
 # With --bench also those that only the benchmarks need: the peers and what makes the dataset.
 #
 # Quick and offline where nothing is missing. What is missing and cannot be installed is an error: no test is skipped
-# for it. Writes nothing but Debian packages, rustup's components, target/venv and target/guest; on machines that carry
+# for it. Writes nothing but Debian packages, rustup's components, target/venv, target/guest and target/guest-initiator; on machines that carry
 # QEMU from bookworm-backports without that source it adds the source, pinned so that nothing else comes from it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -121,13 +121,16 @@ setup_python() {
     cp "$list" "$venv/installed.txt"
 }
 
-# The journeys boot a guest; its kernel is unpacked, not installed. A mirror may have dropped what an old list names.
+# The journeys boot a guest; its kernel and its iSCSI initiator are unpacked, not installed. A mirror may have dropped what an
+# old list names.
+fetch_guest() {
+    bash tests/journey/guest.sh kernel target/guest && bash tests/journey/guest.sh initiator target/guest-initiator
+}
 setup_guest() {
-    local fetch=(bash tests/journey/guest.sh kernel target/guest)
-    "${fetch[@]}" && return 0
-    say "fetching the list of packages anew, for the guest's kernel"
+    fetch_guest && return 0
+    say "fetching the list of packages anew, for the guest's kernel and initiator"
     as_root apt-get update -qq >&2
-    "${fetch[@]}" || fail "the guest's kernel could not be had"
+    fetch_guest || fail "the guest's kernel and initiator could not be had"
 }
 
 case "$*" in

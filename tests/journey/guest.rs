@@ -10,7 +10,7 @@ use std::process::Command;
 const EXPORT: &str = "nbd+unix:///root?socket=nbd.sock";
 
 /// Runs guest.sh in the journey's folder.
-fn guest(coffer: &Coffer, arguments: &[&str]) {
+pub(crate) fn guest(coffer: &Coffer, arguments: &[&str]) {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/journey/guest.sh");
     run(coffer.outside("bash").arg(script).args(arguments));
 }
@@ -26,12 +26,12 @@ pub(crate) fn prepare(coffer: &Coffer, guest_is: &str) -> String {
 }
 
 /// Boots the guest from `disk`, whose writes are dropped, and gives what it said on its serial port.
-fn boot(coffer: &Coffer, kernel: &str, disk: &str) -> String {
+pub(crate) fn boot(coffer: &Coffer, kernel: &str, disk: &str) -> String {
     run(machine(coffer, &format!("{kernel}/vmlinuz"), disk).arg("-snapshot"))
 }
 
 /// The guest's machine; what it says on its serial port goes to standard output.
-fn machine(coffer: &Coffer, kernel: &str, disk: &str) -> Command {
+pub(crate) fn machine(coffer: &Coffer, kernel: &str, disk: &str) -> Command {
     let mut qemu = coffer.outside("qemu-system-x86_64");
     qemu.args(["-M", "pc", "-accel", "tcg", "-cpu", "max", "-m", "192", "-nodefaults", "-no-user-config"])
         .args(["-display", "none", "-no-reboot", "-serial", "stdio", "-kernel", kernel, "-initrd", "initrd"])
@@ -107,7 +107,7 @@ fn a_guest_lives_on_a_fork() {
 }
 
 /// A file of a file system that is clean.
-fn inside(coffer: &Coffer, image: &str, file: &str) -> Vec<u8> {
+pub(crate) fn inside(coffer: &Coffer, image: &str, file: &str) -> Vec<u8> {
     run(coffer.outside("e2fsck").args(["-fn", image]));
     run(coffer.outside("debugfs").args(["-R", &format!("dump {file} dumped"), image]));
     std::fs::read(coffer.path("dumped")).unwrap()
