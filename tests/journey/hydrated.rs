@@ -53,7 +53,7 @@ fn a_fork_becomes_a_file_though_it_is_interrupted() {
     coffer.fails(&["fork", "hydrate", "nowhere", "--to", "web.raw"], &["no fork 'nowhere'", "lab"]);
 
     // As slow as to be found at it. Asked to stop it writes down how far it is; killed it has done so some time ago.
-    let slow = ["fork", "hydrate", "lab", "--to", "web.raw", "--rate", "1M"];
+    let slow = ["fork", "hydrate", "lab", "--to", "web.raw", "--max-rate", "1M"];
     let mut slow_run = Running::start(&mut coffer.command(&slow));
     slow_run.wait_until("a first MiB", |_| copied(&coffer) >= MIB);
     coffer.fails(&["fork", "hydrate", "lab", "--to", "web.raw"], &["open in another process"]);
@@ -196,7 +196,8 @@ impl Machine {
 fn who_hangs_up_ends_a_hydration_and_nothing_else() {
     let coffer = forked();
     let server = serve(&coffer);
-    let mut asks = Running::start(&mut coffer.command(&["fork", "hydrate", "lab", "--to", "web.raw", "--rate", "1M"]));
+    let mut asks =
+        Running::start(&mut coffer.command(&["fork", "hydrate", "lab", "--to", "web.raw", "--max-rate", "1M"]));
     asks.wait_until("a first MiB", |_| copied(&coffer) >= MIB);
     coffer.fails(&["fork", "commit", "lab"], &["being committed", "hydrated"]);
     asks.kill();

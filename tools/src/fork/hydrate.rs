@@ -33,7 +33,7 @@ pub(super) struct Hydrate {
 
     /// The most bytes a second that are copied, as in 50M, but for the last of it, which writers wait for
     #[arg(long, value_name = "BYTES", value_parser = parse_rate)]
-    rate: Option<NonZeroU64>,
+    max_rate: Option<NonZeroU64>,
 
     /// Overwrite what the target holds
     #[arg(long)]
@@ -52,7 +52,7 @@ impl Hydrate {
     pub(super) fn run(&self, context: &Context) -> Result<()> {
         let wish = HydrationWish {
             to: self.to.to_string(),
-            rate: self.rate.map(NonZeroU64::get),
+            rate: self.max_rate.map(NonZeroU64::get),
             force: self.force,
             restart: self.restart,
             keep_going: self.keep_going,

@@ -19,7 +19,7 @@ fn wrong_use_is_told_from_failure() {
         (2, "WORKLOAD@latest", &["show", "web@yesterday"]),
         (2, "WORKLOAD@latest", &["show", "what"]),
         (2, "knows paths, nbd://", &["fork", "hydrate", "lab", "--to", "s3://bucket/x"]),
-        (2, "never ends", &["fork", "hydrate", "lab", "--to", "x", "--rate", "0"]),
+        (2, "never ends", &["fork", "hydrate", "lab", "--to", "x", "--max-rate", "0"]),
         (2, "several disks", &["restore", "web@latest", "--to", "out.raw"]),
         (2, "without :DISK", &["forget", "web@latest:a"]),
         (2, "without :DISK", &["protect", "web@latest:a"]),
