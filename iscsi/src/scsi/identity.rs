@@ -62,7 +62,7 @@ mod tests {
         assert_eq!(a, Identity::of("fork:web"));
         // Initiators remember these: they must not change from one version to the next.
         assert_eq!(a.naa_text(), "naa.35407edd3848e433");
-        assert_eq!(a.serial(), "SERIAL");
+        assert_eq!(a.serial(), "d277e6f147a85292f9d4");
         assert_eq!(a.vendor_name().to_vec(), format!("COFFER  {}", &a.serial()[..12]).into_bytes());
         let b = Identity::of("fork:db");
         assert!(a.naa() != b.naa() && a.serial() != b.serial() && a.file_name() != b.file_name());

@@ -33,7 +33,7 @@ pub(super) fn order(
 ) -> Result<Order, Outcome> {
     let (key, service_key) = (be64(list, 0), be64(list, 8));
     if action == 0x07 {
-        return moving(list, party, offer);
+        return moving(list, offer);
     }
     let is_registration = matches!(action, 0x00 | 0x06);
     let (names_ports, all_ports, is_lasting) = (has(list, 20, 0x08), has(list, 20, 0x04), has(list, 20, 0x01));
@@ -93,7 +93,7 @@ fn named_initiators(list: &[u8]) -> Result<Vec<String>, Outcome> {
     Ok(names)
 }
 
-fn moving(list: &[u8], party: &Party, offer: Offer<'_>) -> Result<Order, Outcome> {
+fn moving(list: &[u8], offer: Offer<'_>) -> Result<Order, Outcome> {
     let len = usize::try_from(be32(list, 20)).unwrap_or(usize::MAX);
     let Some(id) = list.get(24..).filter(|rest| rest.len() == len && len >= 24) else {
         return Err(Sense::illegal(Code::PARAMETER_LIST_LENGTH_ERROR).into());
@@ -113,9 +113,6 @@ fn moving(list: &[u8], party: &Party, offer: Offer<'_>) -> Result<Order, Outcome
     let to = Party { initiator, port };
     if taken != id.len() {
         return Err(Sense::illegal(Code::PARAMETER_LIST_LENGTH_ERROR).into());
-    }
-    if to == *party {
-        return Err(Sense::parameter(24, None).into());
     }
     Ok(Order::Move { key, new_key, to, is_leaving, is_lasting })
 }

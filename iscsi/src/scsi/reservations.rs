@@ -179,6 +179,9 @@ impl Reservations {
                 self.check_key(party, *key)?;
                 let held = self.held.as_mut().filter(|held| held.holder == *party && !held.kind.is_everybodys());
                 let Some(held) = held else { return Err(Outcome::CONFLICT) };
+                if to == party {
+                    return Err(Sense::parameter(24, None).into());
+                }
                 held.holder = to.clone();
                 self.keys.insert(to.clone(), *new_key);
                 if *is_leaving {
@@ -322,5 +325,107 @@ impl Reservations {
             held.holder = party.clone();
         }
         Ok(Consequences { told, aborted: if is_abort { gone } else { Vec::new() } })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    fn party(number: u16) -> Party {
+        Party { initiator: format!("iqn.{number},i,0x000000000000"), port: 1 + number % 2 }
+    }
+
+    fn orders() -> impl Strategy<Value = Vec<(u16, Order)>> {
+        let key = || 0..4u64;
+        let kind = || (0..6usize).prop_map(|i| Kind::ALL[i]);
+        let order = prop_oneof![
+            4 => (prop::option::of(key()), key(), any::<bool>()).prop_map(|(expected, key, is_lasting)| {
+                Order::Register { expected, key, is_lasting, others: Vec::new() }
+            }),
+            1 => (key(), prop::collection::vec(0..4u16, 0..3)).prop_map(|(key, others)| Order::Register {
+                expected: Some(0),
+                key,
+                is_lasting: false,
+                others: others.into_iter().map(party).collect(),
+            }),
+            3 => (key(), kind()).prop_map(|(key, kind)| Order::Reserve { key, kind }),
+            2 => (key(), kind()).prop_map(|(key, kind)| Order::Release { key, kind: Some(kind) }),
+            1 => key().prop_map(|key| Order::Clear { key }),
+            3 => (key(), key(), kind(), any::<bool>()).prop_map(|(key, victim, kind, is_abort)| {
+                Order::Preempt { key, victim, kind, is_abort }
+            }),
+            1 => (key(), 1..4u64, 0..4u16, any::<bool>()).prop_map(|(key, new_key, to, is_leaving)| {
+                Order::Move { key, new_key, to: party(to), is_leaving, is_lasting: false }
+            }),
+        ];
+        prop::collection::vec((0..4u16, order), 1..60)
+    }
+
+    /// What the tables of SPC-4 say of who is let through: by type, whether it is the holder, and whether it is registered.
+    fn table(kind: Kind, is_holder: bool, is_registered: bool) -> [bool; 2] {
+        match (kind as u8, is_holder, is_registered) {
+            (_, true, _) | (5..=8, _, true) => [true, true],
+            (1 | 5 | 7, ..) => [true, false],
+            _ => [false, false],
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_ordered_the_state_is_sound(orders in orders()) {
+            let mut state = Reservations::default();
+            for (who, order) in orders {
+                let (who, before) = (party(who), state.clone());
+                let done = state.apply(&who, &order);
+                let Ok(consequences) = done else {
+                    prop_assert_eq!(&state, &before, "{:?} was refused and changed something", order);
+                    continue;
+                };
+                // Every key is one, and the holder has one.
+                prop_assert!(state.keys.values().all(|key| *key != 0));
+                if let Some(held) = &state.held {
+                    prop_assert!(state.keys.contains_key(&held.holder), "{:?}: {:?}", order, state);
+                }
+                for number in 0..5 {
+                    let other = party(number);
+                    let found = [Access::Reads, Access::Writes].map(|access| state.admits(&other, access));
+                    let expected = state.held.as_ref().map_or([true, true], |held| {
+                        table(held.kind, state.is_holder(&other), state.keys.contains_key(&other))
+                    });
+                    prop_assert_eq!(found, expected);
+                    prop_assert!(state.admits(&other, Access::Free));
+                }
+                // Who orders knows; others are told when they lose something, once.
+                let told: BTreeSet<&Party> = consequences.told.iter().map(|(party, _)| party).collect();
+                prop_assert_eq!(told.len(), consequences.told.len());
+                prop_assert!(!told.contains(&who) && !consequences.aborted.contains(&who));
+                let lost: Vec<&Party> = before.keys.keys().filter(|p| **p != who && !state.keys.contains_key(*p)).collect();
+                prop_assert!(lost.iter().all(|party| told.contains(*party)), "{:?}", order);
+                if let Order::Preempt { is_abort: true, .. } = order {
+                    prop_assert_eq!(consequences.aborted.iter().collect::<Vec<_>>(), lost);
+                }
+                let grew = state.generation.wrapping_sub(before.generation);
+                let counts = !matches!(order, Order::Reserve { .. } | Order::Release { .. });
+                prop_assert!(grew == u32::from(counts) || (grew == 0 && state == before), "{:?}", order);
+            }
+        }
+    }
+
+    #[test]
+    fn the_last_of_all_registrants_takes_the_reservation_along() {
+        let mut state = Reservations::default();
+        let register = |key| Order::Register { expected: None, key, is_lasting: false, others: Vec::new() };
+        for (number, key) in [(0, 1), (1, 2)] {
+            state.apply(&party(number), &register(key)).unwrap();
+        }
+        let kind = Kind::ExclusiveAccessAllRegistrants;
+        state.apply(&party(0), &Order::Reserve { key: 1, kind }).unwrap();
+        state.apply(&party(0), &register(0)).unwrap();
+        assert!(state.is_holder(&party(1)) && !state.is_holder(&party(0)));
+        state.apply(&party(1), &register(0)).unwrap();
+        assert_eq!(state.held, None);
     }
 }

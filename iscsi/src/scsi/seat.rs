@@ -10,12 +10,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 /// Attentions by importance.
-const ATTENTIONS: [Code; 11] = [
+const ATTENTIONS: [Code; 10] = [
     Code::POWER_ON,
     Code::BUS_DEVICE_RESET,
     Code::NEXUS_LOSS,
     Code::COMMANDS_CLEARED_BY_ANOTHER,
-    Code::CAPACITY_CHANGED,
     Code::RESERVATIONS_PREEMPTED,
     Code::REGISTRATIONS_PREEMPTED,
     Code::RESERVATIONS_RELEASED,

@@ -60,12 +60,10 @@ impl Code {
     pub const NONE: Code = Code(0x0000);
     pub const SANITIZE_IN_PROGRESS: Code = Code(0x041b);
     pub const NOT_READY_START_NEEDED: Code = Code(0x0402);
-    pub const ALUA_TRANSITION: Code = Code(0x040a);
     pub const ALUA_STANDBY: Code = Code(0x040b);
     pub const ALUA_UNAVAILABLE: Code = Code(0x040c);
     pub const WRITE_ERROR: Code = Code(0x0c00);
     pub const COPY_TARGET_UNREACHABLE: Code = Code(0x0d02);
-    pub const COPY_WRONG_DEVICE_TYPE: Code = Code(0x0d03);
     pub const UNRECOVERED_READ_ERROR: Code = Code(0x1100);
     pub const PARAMETER_LIST_LENGTH_ERROR: Code = Code(0x1a00);
     pub const MISCOMPARE_DURING_VERIFY: Code = Code(0x1d00);
@@ -91,8 +89,6 @@ impl Code {
     pub const RESERVATIONS_RELEASED: Code = Code(0x2a04);
     pub const REGISTRATIONS_PREEMPTED: Code = Code(0x2a05);
     pub const ALUA_STATE_CHANGED: Code = Code(0x2a06);
-    pub const SET_TARGET_PORT_GROUPS_FAILED: Code = Code(0x670a);
-    pub const CAPACITY_CHANGED: Code = Code(0x2a09);
     pub const COMMANDS_CLEARED_BY_ANOTHER: Code = Code(0x2f00);
     pub const SANITIZE_FAILED: Code = Code(0x3103);
     pub const SAVING_NOT_SUPPORTED: Code = Code(0x3900);
@@ -100,8 +96,6 @@ impl Code {
     pub const INTERNAL_FAILURE: Code = Code(0x4400);
     pub const INSUFFICIENT_RESOURCES: Code = Code(0x5503);
     pub const INSUFFICIENT_REGISTRATION_RESOURCES: Code = Code(0x5504);
-    pub const MEDIUM_REMOVAL_PREVENTED: Code = Code(0x5302);
-    pub const COPY_SEGMENT_FAILED: Code = Code(0x5500);
 }
 
 /// What a sense key says beyond its code.
