@@ -44,12 +44,14 @@ struct Queue<J> {
     turns: VecDeque<u64>,
     /// Whether an idle thread stays awake.
     is_watched: bool,
+    /// Threads that sleep, those included that are being woken.
+    asleep: usize,
     is_closed: bool,
 }
 
 impl<J> Default for Queue<J> {
     fn default() -> Self {
-        Queue { lanes: HashMap::new(), turns: VecDeque::new(), is_watched: false, is_closed: false }
+        Queue { lanes: HashMap::new(), turns: VecDeque::new(), is_watched: false, asleep: 0, is_closed: false }
     }
 }
 
@@ -85,8 +87,10 @@ impl<J: Job> Pool<J> {
         self.shared.arrivals.fetch_add(1, Ordering::Relaxed);
         // Who stays awake takes one; for a second one somebody has to be woken.
         let is_seen = std::mem::take(&mut queue.is_watched);
+        // Who is busy looks at the queue before it sleeps; waking nobody costs a system call.
+        let must_wake = !is_seen && queue.asleep > 0;
         drop(queue);
-        if !is_seen {
+        if must_wake {
             self.shared.wake.notify_one();
         }
     }
@@ -122,7 +126,9 @@ impl<J: Job> Shared<J> {
                 queue = self.lock();
                 queue.is_watched = false;
             } else {
+                queue.asleep += 1;
                 queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                queue.asleep -= 1;
             }
         }
     }
