@@ -38,7 +38,7 @@ fn what_cannot_be_a_target_is_named_before_anything_listens() {
         (2, "--lun <N=POINT", &[][..]),
         (2, "it lacks N=", &["--lun", "fork:lab"]),
         (2, "'99999' is not the number of a LUN", &["--lun", "99999=fork:lab"]),
-        (2, "is not the number of a LUN", &["--lun", "-1=fork:lab"]),
+        (2, "is not the number of a LUN", &["--lun=-1=fork:lab"]),
         (1, "LUN 20000: the highest number is 16383", &["--lun", "20000=fork:lab"]),
         (1, "there is a LUN 0 already", &["--lun", "0=fork:lab", "--lun", "0=web@latest"]),
         (1, "same disk as LUN 0", &["--lun", "0=web@latest", "--lun", "1=web@latest"]),
