@@ -209,9 +209,13 @@ impl fmt::Debug for Target {
 pub(crate) struct Targets(RwLock<BTreeMap<String, Arc<Target>>>);
 
 impl Targets {
-    /// Shows a target from now on. A name that is taken is `Locked`, one that is none `Invalid`.
+    /// Shows a target from now on. A name that is taken is `Locked`, one that is none `Invalid`; so is a guest's that is none, since
+    /// nobody could ever have it.
     pub(crate) fn add(&self, mut options: TargetOptions) -> Result<()> {
         options.name = check_name(&options.name)?;
+        for initiator in options.guests.iter().filter_map(|guest| guest.initiator.as_deref()) {
+            check_name(initiator)?;
+        }
         let mut targets = self.0.write().unwrap_or_else(PoisonError::into_inner);
         if targets.contains_key(&options.name) {
             let text = format!("there is a target '{}' already; choose another name", options.name);
@@ -288,6 +292,16 @@ mod tests {
         for wrong in ["", "iqn.", "disk", "iqn.a b", "iqn.a,b", "iqn.a\0b", "iqn.a=b", long.as_str()] {
             assert!(check_name(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn guests_have_names_that_initiators_can_have() {
+        let guest = |name: &str| Guest { initiator: Some(name.into()), ..Guest::default() };
+        let targets = Targets::default();
+        let refused = targets.add(options("iqn.x:a", vec![guest("iqn.i"), guest("joe")])).unwrap_err();
+        assert!(refused.to_string().contains("'joe' is no iSCSI name"), "{refused}");
+        assert!(targets.all().is_empty());
+        targets.add(options("iqn.x:a", vec![guest("iqn.i"), guest("IQN.J")])).unwrap();
     }
 
     #[test]

@@ -14,8 +14,8 @@ use coffer_tests::program::{attempt, run};
 use std::collections::BTreeMap;
 
 const REMOVABLE: &str = "is of media that can be taken out";
-const CRYPTO: &str = "wants the disk's own key replaced; a fork's data lies under keys that its point needs too";
-const PHYSICAL: &str = "is of disks whose physical blocks are several logical ones";
+const CRYPTO: &str = "has a part for CRYPTOGRAPHIC ERASE: a fork reads through keys that its point needs too";
+const PHYSICAL: &str = "is of disks that tell of physical blocks of several logical ones";
 
 /// Tests that do not apply to a fork, and why.
 const SKIPS: &[(&str, &str)] = &[

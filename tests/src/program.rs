@@ -27,8 +27,6 @@ const PACKAGES: &[(&str, &str)] = &[
     ("debugfs", "e2fsprogs"),
     ("e2fsck", "e2fsprogs"),
     ("fio", "fio"),
-    ("iscsi-inq", "libiscsi-bin"),
-    ("iscsi-ls", "libiscsi-bin"),
     ("iscsi-readcapacity16", "libiscsi-bin"),
     ("iscsi-test-cu", "libiscsi-bin"),
     ("losetup", "mount"),

@@ -117,8 +117,11 @@ pub struct Chap {
 
 impl Chap {
     /// The initiator has to prove to be `initiator`, and the target proves to be `target` if it is asked to. The same secret for both
-    /// is `Invalid`: whoever can have one answered had the other.
+    /// is `Invalid`: whoever can have one answered had the other. So is a name that is empty.
     pub fn new(initiator: Credentials, target: Option<Credentials>) -> Result<Self> {
+        if initiator.name.is_empty() || target.as_ref().is_some_and(|target| target.name.is_empty()) {
+            return Err(Error::invalid("who proves to be somebody by CHAP needs a name"));
+        }
         if target.as_ref().is_some_and(|target| target.secret.is(&initiator.secret)) {
             let text =
                 format!("the CHAP secrets of '{}' and of the target are the same; choose another one", initiator.name);
@@ -312,6 +315,8 @@ mod tests {
         assert!(Secret::new("short").is_err());
         let same = || credentials("a", "the same secret");
         assert!(Chap::new(same(), Some(same())).unwrap_err().to_string().contains("'a'"));
+        assert!(Chap::new(credentials("", "some secret of it"), None).is_err());
+        assert!(Chap::new(same(), Some(credentials("", "some secret of it"))).is_err());
         assert!(!format!("{:?}", same()).contains("same"));
     }
 

@@ -1,5 +1,5 @@
 //! The coffer command as its users meet it: the real program over folders of a test's own. Outside programs (qemu-img, nbdkit,
-//! script, setsid) have to be installed; one that is missing fails its test.
+//! libiscsi's, script, setsid) have to be installed; one that is missing fails its test.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in its helpers too")]
 
@@ -10,3 +10,4 @@ mod keys;
 mod misuse;
 mod points;
 mod stage;
+mod target;
