@@ -4,8 +4,8 @@
 //!   iscsi-test-cu -t ALL  --portal 1-->  target  --LUN 0-->  fork of an empty disk
 //!                         --portal 2-->          --LUN 1-->  its point: the one test of write-protected disks
 //! ```
-//! Not here: what the answers are made of (`iscsi`'s own tests). What holds: nothing fails; what is skipped is in [`SKIPS`] with its
-//! reason, and nothing is there that is not skipped.
+//! Not here: what the answers are made of (`iscsi`'s own tests). What holds: nothing fails but what is in [`FAILS`], nothing is skipped but
+//! what is in [`SKIPS`], each with its reason, and all that is there does.
 
 use crate::iscsi::Served;
 use coffer_tests::coffer::Coffer;
@@ -38,6 +38,13 @@ const SKIPS: &[(&str, &str)] = &[
     ("WriteSame16.InvalidDataOutSize", PHYSICAL),
     ("WriteSame16.UnmapUnaligned", PHYSICAL),
 ];
+
+/// Tests that are wrong themselves, and how.
+const FAILS: &[(&str, &str)] = &[(
+    "Sanitize.Reset",
+    "finds the disk reserved: Sanitize.Reservations before it took RESERVE(6) on the second path and did not release it. With one \
+     path it expects a sanitize to be under way 5 s after it began, which no standard demands, and a fork's is over at once",
+)];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
@@ -96,7 +103,8 @@ fn a_fork_conforms() {
         "all that there are: {ended}"
     );
     assert_eq!(named(Verdict::None), Vec::<&str>::new(), "{ended}");
-    assert_eq!(named(Verdict::Failed), Vec::<&str>::new(), "{ended}");
+    let fails: Vec<&str> = FAILS.iter().map(|(name, _)| *name).collect();
+    assert_eq!(named(Verdict::Failed), fails, "{ended}");
     let skips: Vec<&str> = SKIPS.iter().map(|(name, _)| *name).collect();
     assert_eq!(named(Verdict::Skipped), skips, "{ended}");
 
