@@ -99,6 +99,15 @@ fn read_passphrase(path: &Path) -> Result<Credential> {
 }
 
 fn read_secret(path: &Path, what: &str) -> Result<Zeroizing<String>> {
+    let bytes = read_bytes(path, what)?;
+    match std::str::from_utf8(&bytes) {
+        Ok(text) => Ok(Zeroizing::new(text.to_owned())),
+        Err(_) => Err(Error::invalid(format!("{what} {} is not UTF-8 text", path.display())).into()),
+    }
+}
+
+/// Reads what nobody else should know, and leaves no copies behind.
+pub(crate) fn read_bytes(path: &Path, what: &str) -> Result<Zeroizing<Vec<u8>>> {
     let title = || format!("{what} {}", path.display());
     // Room for all of it at once: growing would leave copies behind.
     let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(LONGEST).unwrap_or_default() + 64));
@@ -107,10 +116,7 @@ fn read_secret(path: &Path, what: &str) -> Result<Zeroizing<String>> {
     if length > LONGEST {
         return Err(Error::invalid(format!("{} is longer than {LONGEST} bytes", title())).into());
     }
-    match std::str::from_utf8(&bytes) {
-        Ok(text) => Ok(Zeroizing::new(text.to_owned())),
-        Err(_) => Err(Error::invalid(format!("{} is not UTF-8 text", title())).into()),
-    }
+    Ok(bytes)
 }
 
 fn make_key_file(path: &Path, entropy: &dyn Entropy) -> Result<Prepared> {

@@ -19,5 +19,5 @@ mod uri;
 pub use crate::serving::{Listener, Place, Report};
 pub use client::{ClientOptions, NbdClient};
 pub use server::{ConnectionReport, Server, ServerOptions, Statistics};
-pub use tls::{Tls, TlsDemand, TlsFiles, no_psk};
+pub use tls::{Tls, TlsDemand, TlsFiles, check_private, no_psk};
 pub use uri::{DEFAULT_PORT, NbdUri, TlsUri};

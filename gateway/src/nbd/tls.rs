@@ -149,16 +149,21 @@ fn authorities(path: &Path) -> Result<RootCertStore> {
     Ok(store)
 }
 
-/// As ssh does, a key that others can read is refused, unless somebody else keeps it that way for a group of which we are.
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>> {
     let (bytes, metadata) = read(path)?;
+    check_private(path, &metadata)?;
+    PrivateKeyDer::from_pem_slice(&bytes).map_err(|e| unusable(path, "private key").with_source(e))
+}
+
+/// As ssh does, a secret that others can read is refused (`Invalid`), unless somebody else keeps it that way for a group of which we are.
+pub fn check_private(path: &Path, metadata: &std::fs::Metadata) -> Result<()> {
     let is_ours = metadata.uid() == rustix::process::geteuid().as_raw();
     let open_to = if is_ours { 0o077 } else { 0o007 };
     if metadata.mode() & open_to != 0 {
         let text = format!("{} can be read by others; 'chmod 600' it, and think of it as known", path.display());
         return Err(Error::invalid(text));
     }
-    PrivateKeyDer::from_pem_slice(&bytes).map_err(|e| unusable(path, "private key").with_source(e))
+    Ok(())
 }
 
 fn read(path: &Path) -> Result<(Vec<u8>, std::fs::Metadata)> {

@@ -6,7 +6,7 @@
 //!                                |                 \
 //!                            Exports (table)     remembered (what was added by command)
 //!                                |
-//!                             Servers, metrics
+//!                             Servers, metrics        targets (iSCSI: disks of their own)
 //! ```
 //! Not here: what an export is made of ([`super::offer`]), what is said over the control socket ([`coffer_gateway::control`]). What holds:
 //! one gateway at a time has a state folder; all changes are made by one thread, in the order in which they were asked for; an
@@ -102,17 +102,13 @@ pub(super) fn run(context: &Context, file: &Path, metrics: Option<&Place>) -> Re
             Wish::Reload => signals.try_send(Event::Signal(wish)).is_ok(),
         };
     })?;
-    let mut opener = Opener::new(context, frame.budgets.reader_options())?;
+    let opener = Opener::new(context, frame.budgets.reader_options())?;
     let folder = opener.state_folder()?;
     let table = Arc::new(Exports::new());
-    let targets = match &frame.iscsi {
-        Some(iscsi) => Some(Targets::start(context, iscsi, &targets, &mut opener)?),
-        None => None,
-    };
     let mut gateway = Gateway {
         context,
         opener,
-        targets,
+        targets: None,
         exports: Arc::clone(&table),
         servers: Arc::default(),
         standing: BTreeMap::new(),
@@ -125,6 +121,9 @@ pub(super) fn run(context: &Context, file: &Path, metrics: Option<&Place>) -> Re
         gateway.configure(offer)?;
     }
     gateway.restore();
+    if let Some(iscsi) = &gateway.frame.iscsi {
+        gateway.targets = Some(Targets::start(context, iscsi, &targets, &mut gateway.opener)?);
+    }
     let options = ServerOptions {
         max_connections: gateway.frame.max_connections,
         requests_in_flight: gateway.frame.max_requests.into(),

@@ -11,8 +11,7 @@ use crate::context::Context;
 use crate::exit::{Result, wrong_use};
 use crate::signal;
 use coffer_gateway::{Limits, Permit};
-use coffer_iscsi::scsi::PortOptions;
-use coffer_iscsi::{DEFAULT_PORT, IscsiServer, PortalOptions, ServerOptions};
+use coffer_iscsi::{DEFAULT_PORT, IscsiServer, PortalOptions, ServerOptions, ports};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -111,11 +110,11 @@ impl FromStr for NumberedSpec {
 pub(super) fn portals(listen: &[PortalSpec]) -> Result<Vec<PortalOptions>> {
     let places: Vec<Place> = listen.iter().map(|PortalSpec(place)| place.clone()).collect();
     let listeners = place::listeners(&places, SocketMode::OWN)?;
-    Ok(listeners.into_iter().map(|listener| PortalOptions { listener, group: GROUP.group }).collect())
+    Ok(listeners.into_iter().map(|listener| PortalOptions { listener, group: GROUP }).collect())
 }
 
-/// The one portal group that there is, and the port that it is for SCSI.
-pub(super) const GROUP: PortOptions = PortOptions { relative: 1, group: 1 };
+/// The one portal group that there is.
+const GROUP: u16 = 1;
 
 impl Iscsi {
     pub(super) fn run(&self, context: &Context) -> Result<()> {
@@ -124,7 +123,7 @@ impl Iscsi {
         let stopped = signal::stopped(&context.terminal)?;
         let mut opener = Opener::new(context, self.budgets.reader_options())?;
         let state = opener.state_folder()?.join("reservations");
-        let (mut target, options) = spec.open(vec![GROUP], state)?;
+        let (mut target, options) = spec.open(ports(&portals), state)?;
         for lun in &spec.luns {
             target.add(lun, &mut opener)?;
         }

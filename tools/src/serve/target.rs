@@ -4,23 +4,17 @@
 //! come from what the disk is, so that it is the same disk on every path and after every restart, and another one when it is another.
 
 use super::offer::{Offer, OpenFork, Opener};
+use crate::credential::read_bytes;
 use crate::exit::Result;
 use crate::terminal::Terminal;
+use coffer_gateway::nbd::check_private;
 use coffer_gateway::{Access, Export, Permit};
 use coffer_iscsi::scsi::{Device, DeviceOptions, LunMask, LunOptions, PortOptions};
 use coffer_iscsi::{Chap, Credentials, Guest, Secret, TargetOptions};
-use coffer_repo::{Error, Kind};
+use coffer_repo::Error;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::Read;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-
-/// Permission bits that let others read a file.
-const OTHERS: u32 = 0o077;
-/// The longest file that holds a secret, in bytes.
-const MAX_SECRET_FILE: u64 = 4096;
 
 /// A disk of a target.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,22 +128,13 @@ impl GuestSpec {
 impl CredentialSpec {
     /// Reads the secret: the file's content without the line's end.
     pub(super) fn open(&self) -> Result<Credentials> {
-        let within = |e: Error| e.within(format_args!("the CHAP secret of '{}'", self.name));
-        let bytes = read_secret(&self.secret).map_err(within)?;
+        let what = format!("the CHAP secret of '{}'", self.name);
+        let within = |e: Error| e.within(&what);
+        let metadata = std::fs::metadata(&self.secret);
+        let metadata = metadata.map_err(|e| within(Error::io(self.secret.display().to_string(), e)))?;
+        check_private(&self.secret, &metadata).map_err(within)?;
+        let bytes = read_bytes(&self.secret, &what)?;
         let bytes = bytes.strip_suffix(b"\n").map_or(bytes.as_slice(), |rest| rest.strip_suffix(b"\r").unwrap_or(rest));
         Ok(Credentials { name: self.name.clone(), secret: Secret::new(bytes).map_err(within)? })
     }
-}
-
-fn read_secret(path: &Path) -> coffer_repo::Result<Vec<u8>> {
-    let failed = |e| Error::io(path.display().to_string(), e);
-    let mut file = File::open(path).map_err(failed)?;
-    let of = file.metadata().map_err(failed)?;
-    if of.is_file() && of.mode() & OTHERS != 0 {
-        let text = format!("{} can be read by others; chmod 600 it", path.display());
-        return Err(Error::new(Kind::Retained, text));
-    }
-    let mut bytes = Vec::new();
-    Read::by_ref(&mut file).take(MAX_SECRET_FILE).read_to_end(&mut bytes).map_err(failed)?;
-    Ok(bytes)
 }

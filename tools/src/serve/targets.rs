@@ -4,12 +4,13 @@
 //! other's affair; LUNs come and go under sessions, which are told so; who may use a target changes by ending its sessions. A disk
 //! that was removed is closed when the last command that had it is over.
 
-use super::iscsi::{GROUP, PortalSpec, portals};
+use super::iscsi::{PortalSpec, portals};
 use super::offer::Opener;
 use super::target::{LunSpec, OpenLun, OpenTarget, TargetSpec};
 use crate::context::Context;
 use crate::exit::{Failure, Result};
-use coffer_iscsi::{IscsiServer, ServerOptions, SessionReport};
+use coffer_iscsi::scsi::PortOptions;
+use coffer_iscsi::{IscsiServer, ServerOptions, SessionReport, ports};
 use coffer_repo::Error;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -33,6 +34,8 @@ struct Standing {
 /// See the file's header.
 pub(super) struct Targets {
     server: IscsiServer,
+    /// Those of its portals.
+    ports: Vec<PortOptions>,
     standing: BTreeMap<String, Standing>,
     /// Disks of which commands may be under way.
     leaving: Vec<OpenLun>,
@@ -57,9 +60,11 @@ impl Targets {
         opener: &mut Opener<'_>,
     ) -> Result<Self> {
         let state = opener.state_folder()?.join("reservations");
+        let portals = portals(&frame.listen)?;
+        let ports = ports(&portals);
         let (mut standing, mut all) = (BTreeMap::new(), Vec::new());
         for spec in specs {
-            let (mut target, options) = spec.open(vec![GROUP], state.clone())?;
+            let (mut target, options) = spec.open(ports.clone(), state.clone())?;
             for lun in &spec.luns {
                 target.add(lun, opener).map_err(|failure| failing(spec, lun, failure))?;
             }
@@ -72,11 +77,11 @@ impl Targets {
             report: Some(super::report(context)),
             ..ServerOptions::default()
         };
-        let server = IscsiServer::start(&portals(&frame.listen)?, all, options)?;
+        let server = IscsiServer::start(&portals, all, options)?;
         for place in server.places() {
             context.terminal.notice(format_args!("listening on iscsi://{place}"));
         }
-        Ok(Targets { server, standing, leaving: Vec::new(), state })
+        Ok(Targets { server, ports, standing, leaving: Vec::new(), state })
     }
 
     /// Offers what `specs` say, and nothing else.
@@ -124,8 +129,7 @@ impl Targets {
         if self.standing.contains_key(&spec.name) {
             return Ok(());
         }
-        let opened = spec.open(vec![GROUP], self.state.clone()).map_err(Failure::into_error)?;
-        let (target, options) = opened;
+        let (target, options) = spec.open(self.ports.clone(), self.state.clone()).map_err(Failure::into_error)?;
         self.server.add_target(options)?;
         self.standing.insert(spec.name.clone(), Standing { spec: spec.clone(), target });
         followed.added += 1;

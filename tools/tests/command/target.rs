@@ -55,7 +55,7 @@ fn what_cannot_be_a_target_is_named_before_anything_listens() {
         (2, "--chap-user", &["--lun", "0=fork:lab", "--allow-md5"]),
         (2, "--chap-user", &["--lun", "0=fork:lab", "--target-user", "disk", "--target-secret", "disk.secret"]),
         (2, "--target-secret", &[&chap[..], &["guest.secret", "--target-user", "disk"]].concat()),
-        (1, "open.secret can be read by others; chmod 600", &[&chap[..], &["open.secret"]].concat()),
+        (1, "open.secret can be read by others; 'chmod 600' it", &[&chap[..], &["open.secret"]].concat()),
         (1, "12 to 256 bytes, this one 11", &[&chap[..], &["short.secret"]].concat()),
         (1, "nowhere.secret", &[&chap[..], &["nowhere.secret"]].concat()),
         (1, "needs a name", &["--lun", "0=fork:lab", "--chap-user", "", "--chap-secret", "guest.secret"]),
