@@ -58,6 +58,8 @@ pub(super) struct Tail {
     pub(super) durable: u64,
     /// What records before this call ours is durable in the data.
     pub(super) firm: u64,
+    /// Where the last record ends that is no commit.
+    pub(super) said: u64,
     /// Where a new generation is due.
     pub(super) limit: u64,
     /// A record on its way.
@@ -143,6 +145,9 @@ impl Journal {
         chain.push(tail.end, entry, &mut tail.buffer)?;
         medium.write_at(tail.end, &tail.buffer)?;
         tail.end += tail.buffer.len() as u64;
+        if !matches!(entry, Entry::Commit { .. }) {
+            tail.said = tail.end;
+        }
         tail.chain = chain;
         if tail.end > tail.limit {
             self.is_long.store(true, Ordering::Relaxed);
@@ -173,6 +178,13 @@ impl Journal {
     pub(super) fn is_durable(&self) -> bool {
         let tail = self.lock();
         tail.durable == tail.end
+    }
+
+    /// Whether whatever it says is durable in the data, as far as a commit says: then nothing of it is ever put in the data again, and
+    /// what is written and synced there needs no record.
+    pub(super) fn is_firm(&self) -> bool {
+        let tail = self.lock();
+        tail.firm >= tail.said
     }
 
     /// Whether it is time to begin anew: it is long, or could not grow.
@@ -230,7 +242,7 @@ fn begin(medium: &dyn Medium, key: &Key32, header: Header, map: &BlockMap) -> Re
     let end = put(&mut bytes, true)?;
     medium.sync()?;
     let limit = 2 * end + LIMIT;
-    Ok(Tail { active: FIRST, header, chain, end, len, durable: end, firm: end, limit, buffer: Vec::new() })
+    Ok(Tail { active: FIRST, header, chain, end, len, durable: end, firm: end, said: end, limit, buffer: Vec::new() })
 }
 
 /// Has at least `needed` bytes of `medium` written once; how many are. `Full` when there is no space.

@@ -3,7 +3,8 @@
 //! ```text
 //!   read   block untouched -> base      zeroed -> zeroes      ours -> data, decrypted
 //!   write  data (sealed), then a record in the journal if the block was not ours, then the map: then it is acknowledged
-//!   flush  a few blocks changed: their contents into the journal, one sync.   Many: sync the data, commit, sync the journal
+//!   flush  a few blocks changed: their contents into the journal, one sync.   Many: sync the data, commit, sync the journal.
+//!          A handful that was ours before: sync the data
 //! ```
 //! Files: [`read`] and [`write`] are the data path, [`flush`] what makes it durable; [`super::block_map`] says what is whose,
 //! [`super::journal`] remembers it, [`super::replay`] is how it is remembered.
@@ -40,7 +41,7 @@ use crate::device::{BlockDevice, Content, Durability, Extent, Zeroing, check_ran
 use crate::{Error, Kind, Result};
 use coffer_repo::entropy::{Entropy, fresh};
 use coffer_repo::fork_key::ForkKey;
-use flush::{Dirty, Holes};
+use flush::{Dirty, Habit, Holes};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -72,6 +73,7 @@ pub struct Layer {
     exchanges: AtomicUsize,
     dirty: Dirty,
     holes: Holes,
+    habit: Habit,
     rounds: Rounds,
     verdict: Verdict,
     boot: BootId,
@@ -126,6 +128,7 @@ impl Layer {
             exchanges: AtomicUsize::new(0),
             dirty: Dirty::default(),
             holes: Holes::default(),
+            habit: Habit::default(),
             rounds: Rounds::default(),
             verdict: Verdict::default(),
             boot,

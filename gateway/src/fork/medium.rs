@@ -6,6 +6,9 @@
 //! Not here: what is written. What holds: what was written and not synced may be lost, sector by sector and in any order, when
 //! the power fails; what was written survives the process. A medium never retries a failed sync: after one nobody knows what is
 //! on the disk.
+//!
+//! Unsafe: one system call that no safe binding has. It takes numbers only, and a descriptor that is borrowed for its length.
+#![allow(unsafe_code, reason = "the header says why")]
 
 use crate::{Error, Kind, Result};
 use rustix::fs::{FallocateFlags, fallocate};
@@ -13,6 +16,7 @@ use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use std::fs::{File, OpenOptions};
 use std::io::{IoSliceMut, Result as IoResult};
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,6 +31,11 @@ pub trait Medium: Send + Sync {
 
     /// Writes `bytes` at `offset`. `Full` when there is no space.
     fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()>;
+
+    /// Says that `range` was written and will be synced in a moment: storage may begin with it. Advice only; nothing is durable.
+    fn hasten(&self, range: Range<u64>) {
+        let _ = range;
+    }
 
     /// Makes everything durable that was written before the call.
     fn sync(&self) -> Result<()>;
@@ -118,6 +127,13 @@ impl Medium for FileMedium {
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         self.done("writing", self.file.write_all_at(bytes, offset))
+    }
+
+    fn hasten(&self, range: Range<u64>) {
+        let number = |n: u64| libc::off64_t::try_from(n).unwrap_or(0);
+        let (offset, len) = (number(range.start), number(range.end.saturating_sub(range.start)));
+        // SAFETY: no memory is passed. What goes wrong shows when it is synced: this begins the writing and waits for nothing.
+        let _ = unsafe { libc::sync_file_range(self.file.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE) };
     }
 
     fn sync(&self) -> Result<()> {

@@ -85,7 +85,7 @@ pub(super) fn replay<'a>(key: &Key32, journals: [&'a [u8]; 2], size: u64, boot: 
     }
     let Survey { header, chain, end, firm, .. } = survey;
     // Whatever is appended to it is worth little: a new generation comes first.
-    let tail = Tail { active, header, chain, end, len, durable: 0, firm, limit: end, buffer: Vec::new() };
+    let tail = Tail { active, header, chain, end, len, durable: 0, firm, said: end, limit: end, buffer: Vec::new() };
     Ok(Found { map: state.map, contents: state.contents, tail })
 }
 

@@ -143,6 +143,42 @@ fn a_small_flush_is_one_sync_a_large_one_two_and_an_idle_one_none() {
     assert_eq!(syncs_of(&flush), 1);
 }
 
+/// A client that keeps changing what is its own and flushes every time: one sync a flush, that of the data, and a journal that says
+/// nothing; what it flushed outlives a power cut, and what another forced or zeroed in between does, too.
+#[test]
+fn what_is_ours_is_flushed_in_the_data_alone() {
+    let chance = Chance::new(3);
+    let mut rig = Rig::new(&vec![0; 1 << 20], 1);
+    let mut layer = rig.open();
+    layer.write_at(0, &vec![1; 64 << 10], Durability::Cached).unwrap();
+    layer.flush().unwrap();
+    let flush_one = |rig: &Rig, layer: &Layer, number: u8| {
+        layer.write_at(u64::from(number % 16) * 4096, &[number; 4096], Durability::Cached).unwrap();
+        let before = (rig.plant.syncs(), rig.journals.each_ref().map(|j| j.bytes()));
+        layer.flush().unwrap();
+        (rig.plant.syncs() - before.0, rig.journals.each_ref().map(|j| j.bytes()) == before.1)
+    };
+    // At first it may be a client that touches something new next time.
+    let first: Vec<_> = (0..5).map(|number| flush_one(&rig, &layer, number)).collect();
+    assert_eq!(first, [(1, false), (1, false), (1, false), (1, false), (2, false)]);
+    assert!((5..100).all(|number| flush_one(&rig, &layer, number) == (1, true)));
+    let disturbances: [&dyn Fn(&Layer); 3] = [
+        &|layer| layer.write_at(4096, &[200; 4096], Durability::Forced).unwrap(),
+        &|layer| layer.zero(4096..8192, UNMAP).unwrap(),
+        &|layer| layer.write_at(512 << 10, &[201; 4096], Durability::Cached).unwrap(),
+    ];
+    for (number, disturb) in (100u8..).zip(disturbances) {
+        disturb(&layer);
+        let (syncs, is_silent) = flush_one(&rig, &layer, number);
+        assert!(syncs == 1 && !is_silent, "the journal has something to say again");
+        let expected = contents(&layer);
+        rig.cut(Some(layer), &chance);
+        layer = rig.open();
+        assert!(contents(&layer) == expected);
+        (0..20).for_each(|_| drop(flush_one(&rig, &layer, number)));
+    }
+}
+
 #[test]
 fn a_long_journal_begins_anew_and_loses_nothing() {
     let chance = Chance::new(1);

@@ -147,6 +147,14 @@ pub(crate) fn step(chance: &Chance, model: &Model) -> Step {
     }
 }
 
+/// What a database does with its log: a few blocks that are its own, a flush after each or every second write.
+fn steady_step(chance: &Chance) -> Step {
+    match chance.below(5) {
+        0 | 1 => Step::Flush,
+        _ => Step::Write(chance.below(16) * 4096, chance.bytes(4096 << chance.below(2)), Durability::Cached),
+    }
+}
+
 pub(crate) fn run(layer: &Stack, model: &Model, step: &Step) -> Result<()> {
     match step {
         Step::Write(at, bytes, durability) => layer.write_at(*at as u64, bytes, *durability),
@@ -197,11 +205,12 @@ fn play(seed: u64) {
     for _ in 0..5 {
         base[chance.range(len, len / 4)].fill(0);
     }
+    let is_steady = seed % 3 == 1;
     let mut rig = Rig::new(&base, seed);
     let mut model = Model::new(&base);
     let mut layer = Some(rig.try_open_stack().unwrap());
     for _ in 0..STEPS {
-        let step = step(&chance, &model);
+        let step = if is_steady && chance.below(5) > 0 { steady_step(&chance) } else { step(&chance, &model) };
         let is_doomed = chance.below(12) == 0;
         if is_doomed {
             rig.plant.cut_after(chance.below(12));

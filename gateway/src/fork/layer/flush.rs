@@ -4,6 +4,7 @@
 //!   holes taken, dirty taken
 //!   few are dirty    their contents -> journal                              commit, sync journal
 //!   many are         where the journal ends now; sync data                  commit: firm up to there, sync journal
+//!   a handful is, and all that the journal says is firm: sync data          that is all
 //!   then             holes punched; a long journal begins anew
 //! ```
 //! Not here: who waits for whom ([`super::super::rounds`]). What holds: a block that a write changed is marked dirty after its
@@ -16,8 +17,14 @@ use super::{BLOCK_U64, Layer, bytes_of};
 use crate::{Kind, Result};
 use coffer_repo::entropy::fresh;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// So many blocks are synced in the data in about the time that one record in the journal takes.
+const HANDFUL: usize = 8;
+/// After so many rounds in a row that had a handful of blocks and nothing for the journal there is one that makes the journal firm, for
+/// two syncs: so that a client that changes new blocks every now and then does not pay for that every time.
+const PATIENCE: u32 = 4;
 
 /// More holes than this do not wait for a flush that somebody asks for.
 const HOLES: usize = 4096;
@@ -38,20 +45,23 @@ enum Amount {
 }
 
 impl Dirty {
-    pub(super) fn add(&self, region: u64, bits: u64) {
+    /// Whether they are a handful all together.
+    pub(super) fn add(&self, region: u64, bits: u64) -> bool {
         // In one order with `take` and the system calls around both: whoever sees the old value wrote before the sync.
         if bits == 0 || self.is_many.load(Ordering::SeqCst) {
-            return;
+            return false;
         }
         let mut few = self.lock();
         match few.iter_mut().find(|(of, _)| *of == region) {
             Some((_, known)) => *known |= bits,
             None => few.push((region, bits)),
         }
-        if few.iter().map(|(_, bits)| bits.count_ones() as usize).sum::<usize>() > STORE_MAX {
+        let blocks = count(&few);
+        if blocks > STORE_MAX {
             few.clear();
             self.is_many.store(true, Ordering::SeqCst);
         }
+        blocks <= HANDFUL
     }
 
     fn take(&self) -> Amount {
@@ -67,6 +77,43 @@ impl Dirty {
     fn lock(&self) -> MutexGuard<'_, Vec<(u64, u64)>> {
         self.few.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether those who flush do so after every few writes to blocks that are ours. Counters of rounds, which come one after the other.
+#[derive(Default)]
+pub(super) struct Habit {
+    /// Rounds in a row that synced the data alone.
+    in_data: AtomicU32,
+    /// Rounds since one that did, which might have but for a journal that is not firm.
+    in_vain: AtomicU32,
+}
+
+impl Habit {
+    /// Whether it is likely that what was written is flushed next.
+    pub(super) fn is_to_flush(&self) -> bool {
+        self.in_data.load(Ordering::Relaxed) >= PATIENCE
+    }
+
+    fn broken(&self) {
+        self.in_data.store(0, Ordering::Relaxed);
+        self.in_vain.store(0, Ordering::Relaxed);
+    }
+
+    /// A round for a handful: whether to have it sync the data.
+    fn kept(&self, is_firm: bool) -> bool {
+        let in_vain = if is_firm { 0 } else { self.in_vain.load(Ordering::Relaxed) + 1 };
+        let is_in_data = is_firm || in_vain > PATIENCE;
+        self.in_vain.store(if is_in_data { 0 } else { in_vain }, Ordering::Relaxed);
+        self.in_data.store(
+            if is_in_data { self.in_data.load(Ordering::Relaxed).saturating_add(1) } else { 0 },
+            Ordering::Relaxed,
+        );
+        is_in_data
+    }
+}
+
+fn count(blocks: &[(u64, u64)]) -> usize {
+    blocks.iter().map(|(_, bits)| bits.count_ones() as usize).sum()
 }
 
 /// Blocks that were zeroed and whose space is to be given back.
@@ -118,11 +165,15 @@ impl Layer {
         if wants_data {
             let needs_sync = match self.dirty.take() {
                 Amount::None => false,
-                Amount::Few(few) => !self.store(&few)?,
-                Amount::Many => true,
+                Amount::Few(few) => self.is_quicker_in_data(&few) || !self.store(&few)?,
+                Amount::Many => {
+                    self.habit.broken();
+                    true
+                }
             };
             if needs_sync {
-                firm = Some(self.journal.end());
+                let end = self.journal.end();
+                firm = Some(end).filter(|_| !self.journal.is_firm());
                 self.data.sync()?;
             }
         }
@@ -168,6 +219,15 @@ impl Layer {
         }
         self.map.set(region, Masks { allocated: masks.allocated & !gone, ..masks });
         Ok(())
+    }
+
+    /// Whether one sync of the data makes these blocks durable, and the journal needs none.
+    fn is_quicker_in_data(&self, few: &[(u64, u64)]) -> bool {
+        if count(few) > HANDFUL || !self.journal.is_durable() {
+            self.habit.broken();
+            return false;
+        }
+        self.habit.kept(self.journal.is_firm())
     }
 
     /// Appends the contents of these blocks to the journal; `false` when there is no space for that.

@@ -110,7 +110,7 @@ impl Layer {
         self.data.write_at(numbers.start * BLOCK_U64, sealed).inspect_err(|e| self.look_into(e, masks.ours & bits))?;
         let recorded = match put {
             Put::Stored => self.journal.append(&Entry::Store { first: numbers.start, sealed }),
-            Put::Plain if masks.ours & bits != bits => self.journal.append(&Entry::Touch(numbers)),
+            Put::Plain if masks.ours & bits != bits => self.journal.append(&Entry::Touch(numbers.clone())),
             Put::Plain => Ok(()),
         };
         if let Err(e) = recorded {
@@ -120,8 +120,8 @@ impl Layer {
             return Err(e);
         }
         self.map.set(region, masks.owned(bits));
-        if put == Put::Plain {
-            self.dirty.add(region, bits);
+        if put == Put::Plain && self.dirty.add(region, bits) && self.habit.is_to_flush() {
+            self.data.hasten(numbers.start * BLOCK_U64..numbers.end * BLOCK_U64);
         }
         Ok(())
     }
