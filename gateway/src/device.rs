@@ -120,6 +120,17 @@ pub trait BlockDevice: Send + Sync {
         Ok(())
     }
 
+    /// Whether [`BlockDevice::erase_by_key`] can be done.
+    fn erases_by_key(&self) -> bool {
+        false
+    }
+
+    /// Throws away the key of everything that was written here, and with it what lies below as far as it shows through: all of the
+    /// device reads as zeroes then. Durable on return; after an error all is as it was, or nothing may be written any more.
+    fn erase_by_key(&self) -> Result<()> {
+        Err(Error::new(Kind::Unsupported, "the device has no key of its own"))
+    }
+
     /// Writes `new` if the device holds `expected` there, atomically against every other write. `Some(i)`: byte `i` differed
     /// and nothing was written.
     fn compare_and_write(&self, offset: u64, expected: &[u8], new: &[u8]) -> Result<Option<usize>> {

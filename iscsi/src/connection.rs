@@ -35,6 +35,9 @@ pub(crate) struct Connection<S> {
     heard: Instant,
     /// Since when nothing could be sent of what waits.
     blocked: Option<Instant>,
+    /// Whether a PDU with data was whole since the last look, and the look that found that none was.
+    is_moving: bool,
+    still_since: Option<Instant>,
 }
 
 /// What the next bytes of the input are.
@@ -77,6 +80,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             alarm: None,
             heard: Instant::now(),
             blocked: None,
+            is_moving: true,
+            still_since: None,
         }
     }
 
@@ -92,6 +97,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     pub(crate) fn look_after(&mut self) -> bool {
         let (now, options) = (Instant::now(), &self.services.options);
         self.desk.look_after_fates();
+        self.desk.look_after_data(now);
+        // A PDU that was begun has to end: its bytes are no answer to pings, and what it is for is kept as long.
+        match self.still_since {
+            Some(since) if matches!(self.next, Next::Data(_)) && !self.is_moving => {
+                if now.saturating_duration_since(since) > options.data_timeout {
+                    return false;
+                }
+            }
+            _ => self.still_since = Some(now),
+        }
+        self.is_moving = false;
         let patience = options.ping_after + options.ping_timeout;
         if self.blocked.is_some_and(|since| now.saturating_duration_since(since) > patience) {
             return false;
@@ -204,6 +220,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             None => true,
         };
         self.desk.accept(incoming, buffer, is_sound);
+        self.is_moving = true;
         true
     }
 

@@ -74,7 +74,9 @@ pub(crate) async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
     let Some(Arrived { stream, desk, digests, _membership }) = arrived else { return Ok(()) };
     let mut connection = Connection::new(stream, Arc::clone(services), Arc::clone(visit), desk, digests);
     let mut orders = visit.orders();
-    let mut looks = interval(services.options.ping_after.min(services.options.ping_timeout).div_f32(4.0));
+    let options = &services.options;
+    let shortest = options.ping_after.min(options.ping_timeout).min(options.data_timeout);
+    let mut looks = interval(shortest.div_f32(4.0));
     loop {
         tokio::select! {
             biased;

@@ -89,6 +89,9 @@ pub(crate) struct Exchange {
     verdict: Option<Outcome>,
     stage: Stage,
     is_charged: bool,
+    /// Whether data came or were asked for since the last look, and the first look that found that they did not.
+    is_moving: bool,
+    still_since: Option<Instant>,
     stop: Arc<AtomicBool>,
 }
 
@@ -238,6 +241,8 @@ impl Desk {
             verdict: None,
             stage: Stage::Early,
             is_charged: false,
+            is_moving: true,
+            still_since: None,
             stop: Arc::default(),
         });
         let unasked = if command.is_final { given } else { limit } as usize;

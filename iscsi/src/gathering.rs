@@ -68,6 +68,11 @@ impl Gathering {
         self.unsolicited.is_none() && self.asked.is_empty() && self.wanted.is_empty()
     }
 
+    /// Whether it is the initiator's turn to send.
+    pub(crate) fn is_due(&self) -> bool {
+        self.unsolicited.is_some() || !self.asked.is_empty()
+    }
+
     /// How many requests for data there were.
     pub(crate) fn requests(&self) -> u32 {
         self.r2t_sn
@@ -203,9 +208,10 @@ mod tests {
         gathering.arrived(&last, 50, true).unwrap();
         assert!(!gathering.is_open() && gathering.is_complete());
         gathering.need(1000);
+        assert!(!gathering.is_due(), "nothing was asked for yet");
         assert_eq!(gathering.ask(7, 2, 512).unwrap().range, 250..762);
         assert_eq!(gathering.ask(8, 2, 512).unwrap().range, 762..1000);
-        assert!(gathering.ask(9, 2, 512).is_none() && gathering.requests() == 2);
+        assert!(gathering.ask(9, 2, 512).is_none() && gathering.requests() == 2 && gathering.is_due());
         assert_eq!(gathering.place(&data(8, 0, 762, true), 238, false), Ok(Place::At(762)));
         assert_eq!(gathering.place(&data(8, 0, u32::MAX, true), 238, true), Err(OutOfPlace));
         gathering.arrived(&data(8, 0, 762, true), 238, true).unwrap();

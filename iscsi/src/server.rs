@@ -73,6 +73,9 @@ pub struct ServerOptions {
     pub ping_after: Duration,
     /// And has so long to answer.
     pub ping_timeout: Duration,
+    /// An initiator that answers pings but sends nothing of a write's data, or of a PDU that it began, for so long: the write ends, or the
+    /// connection.
+    pub data_timeout: Duration,
     /// How long initiators have to log out when the server stops.
     pub stop_timeout: Duration,
     /// What discovery sessions have to prove; nothing unless said otherwise.
@@ -104,6 +107,7 @@ impl Default for ServerOptions {
             login_timeout: Duration::from_secs(15),
             ping_after: Duration::from_secs(15),
             ping_timeout: Duration::from_secs(15),
+            data_timeout: Duration::from_secs(30),
             stop_timeout: Duration::from_secs(10),
             discovery: None,
             allow_md5: false,

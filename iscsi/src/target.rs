@@ -264,7 +264,7 @@ mod tests {
 
     fn options(name: &str, guests: Vec<Guest>) -> TargetOptions {
         let ports = vec![PortOptions { relative: 1, group: 1 }];
-        let device = Device::new(DeviceOptions { iqn: name.into(), ports, state: None, report: None });
+        let device = Device::new(DeviceOptions { iqn: name.into(), ports, state: None, report: None }).unwrap();
         TargetOptions { name: name.into(), alias: None, device: Arc::new(device), guests }
     }
 

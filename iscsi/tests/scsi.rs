@@ -5,6 +5,7 @@
 //!   commands   each by what it is for           model    random reads and writes against plain bytes
 //!   errors     sense for each thing that can go wrong    noise    any bytes at all, cut anywhere
 //!   sharing    nexuses and LUNs: attentions, reservations, masks, resets
+//!   erased     sanitizing: its ways, its pace       kept     what outlives a restart: reservations, modes, port groups
 //! ```
 //! Not here: units of it, which have their tests beside them.
 
@@ -15,8 +16,12 @@
 mod bench;
 #[path = "scsi/commands.rs"]
 mod commands;
+#[path = "scsi/erased.rs"]
+mod erased;
 #[path = "scsi/errors.rs"]
 mod errors;
+#[path = "scsi/kept.rs"]
+mod kept;
 #[path = "scsi/model.rs"]
 mod model;
 #[path = "scsi/noise.rs"]

@@ -4,12 +4,14 @@
 //!   Forks (folder)  ->  Fork (opened)  ->  Stack  ->  Layer  ->  base: a SnapshotDevice, or the layer below
 //!   create list open drop   freeze                      journal, data, map     Medium: files, or the tests' lossy ones
 //!                           Commit: what is frozen becomes a point, and that the fork's base
+//!                           erasure: all of it becomes zeroes, and its keys go
 //!                           Hydration: all of it is brought to a target, and handed over to that: Heir
 //! ```
 //! Not here: doors, which take a fork as any other device. What holds: stated by [`layer`], per seam.
 
 mod block_map;
 pub mod commit;
+mod erasure;
 mod folder;
 mod header;
 mod heir;

@@ -6,7 +6,7 @@
 //!            -> base exchanged -> old pin, old layers end
 //!   hand over, by a hydration        header: what to, durable -> requests go there     (opened after that, it is what is there)
 //! ```
-//! Not here: what becomes of what is frozen ([`super::commit`]), or of all of it ([`super::hydration`]). What holds: the header names every layer that may hold a write, before
+//! Not here: what becomes of what is frozen ([`super::commit`]), or of all of it ([`super::hydration`], [`super::erasure`]). What holds: the header names every layer that may hold a write, before
 //! it does; whatever of two headers a crash leaves, the layers that it names are there, and come to the same disk.
 //!
 //! [`Fork::ledger`] is held over I/O, against the rule: it is nobody's but that of the one who commits or hydrates; others are told so, and requests
@@ -130,25 +130,13 @@ impl Fork {
 
     /// Puts a new layer on top.
     fn grow(&self, ledger: &mut Ledger) -> Result<()> {
-        let number = ledger.next;
-        ledger.next += 1;
-        let folder = layer_folder(&self.folder, number);
-        let key = Arc::new(ForkKey::generate(&*self.entropy)?);
-        let made = make_layer(&folder, &key, self.size(), self.boot, &*self.entropy).and_then(|media| {
-            sync_folder(&self.folder)?;
-            let below: Arc<dyn BlockDevice> = self.stack.top()?;
-            Layer::open(below, media, &key, self.boot, Arc::clone(&self.entropy))
-        });
-        let made = made.and_then(|layer| {
-            let mut keys = ledger.keys.clone();
-            keys.insert(number, key);
-            // What was to end has ended by now.
-            let header = self.draft(&keys, ForkHeader { ending: None, ..self.header() })?;
-            Ok((layer, keys, header))
-        });
-        let (layer, keys, header) = made.inspect_err(|_| {
+        let (number, key, layer) = self.make(ledger, self.stack.top()?)?;
+        let mut keys = ledger.keys.clone();
+        keys.insert(number, key);
+        // What was to end has ended by now.
+        let header = self.draft(&keys, ForkHeader { ending: None, ..self.header() }).inspect_err(|_| {
             // No header names it. As good as can be.
-            let _ = fs::remove_dir_all(&folder);
+            let _ = fs::remove_dir_all(layer_folder(&self.folder, number));
         })?;
         place_header(&self.folder)?;
         ledger.keys = keys;
@@ -156,6 +144,23 @@ impl Fork {
         // So that little is under way when the barrier comes.
         self.flush()?;
         self.stack.push(Arc::new(layer))
+    }
+
+    /// Makes an empty layer above `below`, durably; no header names it yet.
+    pub(super) fn make(&self, ledger: &mut Ledger, below: Arc<dyn BlockDevice>) -> Result<(u64, Arc<ForkKey>, Layer)> {
+        let number = ledger.next;
+        ledger.next += 1;
+        let folder = layer_folder(&self.folder, number);
+        let key = Arc::new(ForkKey::generate(&*self.entropy)?);
+        let made = make_layer(&folder, &key, self.size(), self.boot, &*self.entropy).and_then(|media| {
+            sync_folder(&self.folder)?;
+            Layer::open(below, media, &key, self.boot, Arc::clone(&self.entropy))
+        });
+        let layer = made.inspect_err(|_| {
+            // As good as can be.
+            let _ = fs::remove_dir_all(&folder);
+        })?;
+        Ok((number, key, layer))
     }
 
     /// Drafts `header` with these keys, sealed for it.
@@ -264,5 +269,14 @@ impl BlockDevice for Fork {
 
     fn compare_and_write(&self, offset: u64, expected: &[u8], new: &[u8]) -> Result<Option<usize>> {
         self.stack.compare_and_write(offset, expected, new)
+    }
+
+    fn erases_by_key(&self) -> bool {
+        // What it was handed over to is a disk of somebody else's, without a key of ours.
+        self.header().handed_to.is_none()
+    }
+
+    fn erase_by_key(&self) -> Result<()> {
+        self.erase()
     }
 }

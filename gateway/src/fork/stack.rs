@@ -6,6 +6,7 @@
 //!   settle    base'             <- 5           base' holds what base, 3 and 4 came to: they go
 //!   track     each change is marked            a hydration copies the whole to a target
 //!   hand over target                           the barrier: the target holds the same, and takes what comes next; the layers go
+//!   supersede                   base <- 6      the barrier: 6 hides everything, and takes what comes next; the layers go
 //! ```
 //! Not here: where layers lie, what is in a base or on a target ([`super::folder`], [`super::commit`], [`super::hydration`]). What
 //! holds: a request that changes something works on one top from its beginning to its end, marks included, and the barrier waits for
@@ -261,6 +262,22 @@ impl Barrier<'_> {
         drop(self);
         // Last: the layers flush as they end.
         drop(old);
+    }
+
+    /// Has `top`, which hides everything below it, take the place of all layers once `place` has made that durable; what was
+    /// there is returned, to end without the barrier. When `place` fails nothing is written any more.
+    pub(super) fn supersede(self, top: Arc<Layer>, place: impl FnOnce() -> Result<()>) -> Result<Vec<Arc<Layer>>> {
+        let layers = self.stack.layers()?;
+        if let Err(e) = place() {
+            let why = "it is not known whether that was erased or not: open the fork again to see";
+            self.halt(e.duplicate().within(why));
+            return Err(e);
+        }
+        self.stack.exchange(|layers| {
+            layers.frozen.clear();
+            layers.top = top;
+        })?;
+        Ok(layers.all().cloned().collect())
     }
 
     /// Has nothing be written any more, for good.

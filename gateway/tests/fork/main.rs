@@ -6,6 +6,7 @@
 
 mod chance;
 mod commit;
+mod erased;
 mod folder;
 mod handed;
 mod hydration;

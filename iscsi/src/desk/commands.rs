@@ -98,6 +98,7 @@ impl Desk {
             let Some(exchange) = self.exchanges.get_mut(&tag) else { return };
             let most = usize::from(terms.max_outstanding_r2t);
             let Some(burst) = exchange.gathering.ask(target_tag, most, terms.max_burst) else { break };
+            exchange.is_moving = true;
             let response = Response::ReadyToTransfer {
                 tag,
                 target_tag,
@@ -283,11 +284,40 @@ impl Desk {
         if let Some(buffer) = buffer {
             exchange.data = buffer;
         }
+        exchange.is_moving = true;
         let count = u32::try_from(len).unwrap_or(u32::MAX);
         if exchange.gathering.arrived(data, count, is_sound).is_err() {
             return self.spoil(data.tag);
         }
         self.advance(data.tag);
+    }
+
+    /// Ends commands whose data the initiator does not send, though it is there. Nothing that comes of them later is taken for another
+    /// command's: on one connection it comes before the tag is used again.
+    pub(crate) fn look_after_data(&mut self, now: Instant) {
+        let patience = self.services.options.data_timeout;
+        let mut late = Vec::new();
+        for (tag, exchange) in self.exchanges.iter_mut().filter(|(_, exchange)| exchange.gathering.is_due()) {
+            match exchange.still_since {
+                Some(since) if !exchange.is_moving => {
+                    if now.saturating_duration_since(since) > patience {
+                        late.push(*tag);
+                    }
+                }
+                _ => exchange.still_since = Some(now),
+            }
+            exchange.is_moving = false;
+        }
+        for tag in late {
+            let Some(exchange) = self.exchanges.get_mut(&tag) else { continue };
+            let sense = Sense::new(Key::AbortedCommand, Code::INITIATOR_RESPONSE_TIMEOUT);
+            exchange.verdict.get_or_insert(Outcome::check(sense));
+            exchange.gathering.give_up();
+            let (data, cost) = (std::mem::take(&mut exchange.data), std::mem::take(&mut exchange.cost));
+            self.sender.output.recycle(data);
+            self.give_back(cost);
+            self.advance(tag);
+        }
     }
 
     /// The data of a command came out of order, or were damaged too often: it ends, and what comes of them is skipped.

@@ -63,7 +63,7 @@ pub(super) enum Command {
     Prefetch(Blocks),
     SynchronizeCache(Blocks),
     ModeSense(ModeSense),
-    ModeSelect { is_ten: bool, list: u32 },
+    ModeSelect { is_ten: bool, is_saved: bool, list: u32 },
     StartStop { power: u8, is_start: bool, is_flushed: bool },
     SendDiagnostic,
     PreventRemoval { is_prevented: bool },
@@ -80,6 +80,7 @@ pub(super) enum Command {
     ReceiveCopy { action: u8, id: u8, room: u32 },
     SanitizeOverwrite { is_immediate: bool, may_exit: bool, list: u32 },
     SanitizeErase { is_immediate: bool, may_exit: bool },
+    SanitizeByKey { is_immediate: bool, may_exit: bool },
     SanitizeExit,
 }
 
@@ -296,14 +297,11 @@ fn inquiry(cdb: &[u8]) -> Result<Command, Sense> {
 }
 
 fn mode_select(cdb: &[u8], is_ten: bool) -> Result<Command, Sense> {
-    if has(cdb, 1, 0x01) {
-        return Err(Sense::field(1, Some(0)));
-    }
     let list = if is_ten { be16(cdb, 7) } else { byte(cdb, 4).into() };
     if list != 0 && !has(cdb, 1, 0x10) {
         return Err(Sense::field(1, Some(4)));
     }
-    Ok(Command::ModeSelect { is_ten, list: list.into() })
+    Ok(Command::ModeSelect { is_ten, is_saved: has(cdb, 1, 0x01), list: list.into() })
 }
 
 fn mode_sense(cdb: &[u8], is_ten: bool) -> Command {
@@ -368,6 +366,7 @@ fn sanitize(cdb: &[u8]) -> Result<Command, Sense> {
         0x01 => Ok(Command::SanitizeOverwrite { is_immediate, may_exit, list: list.into() }),
         _ if list != 0 => Err(Sense::field(7, None)),
         0x02 => Ok(Command::SanitizeErase { is_immediate, may_exit }),
+        0x03 => Ok(Command::SanitizeByKey { is_immediate, may_exit }),
         _ => Ok(Command::SanitizeExit),
     }
 }

@@ -3,10 +3,13 @@
 //! Not here: what commands do. What holds: every nexus has a seat at every LUN that it may see, from the moment that either comes
 //! to the moment that either goes, and is told when LUNs come and go. One lock guards who is there; commands do not ask for it.
 
-use super::alua::{AccessState, Groups};
+use super::alua::{self, AccessState, Groups, Unset};
+use super::identity::Identity;
+use super::kept::Kept;
 use super::lun::{Lun, LunOptions, LunReport};
 use super::nexus::Nexus;
-use super::sense::Code;
+use super::sense::{Code, Key, Sense};
+use coffer_gateway::serving::Reports;
 use coffer_gateway::{Error, Export, Kind, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -18,7 +21,7 @@ const MAX_LUN: u16 = 0x3fff;
 /// Initiators that are remembered; beyond, they are told of the device's start once more.
 const MAX_KNOWN: usize = 4096;
 
-/// Called with errors that are not an initiator's own affair.
+/// Called with errors that are not an initiator's own affair, a bounded number of each kind a second.
 pub type Report = Arc<dyn Fn(&Error) + Send + Sync>;
 
 /// A target port, as initiators and other ports know it.
@@ -37,7 +40,8 @@ pub struct DeviceOptions {
     pub iqn: String,
     /// Its ports, at least one.
     pub ports: Vec<PortOptions>,
-    /// Where reservations that outlive power losses are kept; none can be asked for without it.
+    /// Where what outlives a restart is kept: reservations, saved modes, states of port groups. Without it none does, and no initiator
+    /// is told that any would.
     pub state: Option<PathBuf>,
     /// For errors of storage.
     pub report: Option<Report>,
@@ -92,12 +96,14 @@ pub struct Device {
 }
 
 impl Device {
-    /// A device without LUNs.
-    #[must_use]
-    pub fn new(options: DeviceOptions) -> Self {
-        let groups = Groups::new(&options.ports);
+    /// A device without LUNs. `Corrupt` if its kept states are damaged.
+    pub fn new(options: DeviceOptions) -> Result<Self> {
         let DeviceOptions { iqn, ports, state, report } = options;
-        Device { iqn, ports, groups, state, report, roster: Mutex::default() }
+        let report = report.map(|report| Reports::new("SCSI device", report).as_report());
+        let name = format!("port-groups-{}", Identity::of(&iqn).file_name());
+        let kept = state.as_ref().map(|folder| Kept::new(folder, &name, alua::TITLE));
+        let groups = Groups::new(&ports, kept)?;
+        Ok(Device { iqn, ports, groups, state, report, roster: Mutex::default() })
     }
 
     fn roster(&self) -> MutexGuard<'_, Roster> {
@@ -106,7 +112,7 @@ impl Device {
     }
 
     /// Shows an export as `number`. `Locked` if the number is taken or the disk is there already, `Invalid` for one that cannot be
-    /// shown, `Corrupt` if its kept reservations are damaged.
+    /// shown, `Corrupt` if its saved modes are damaged. Reservations that are damaged are reported, and lost.
     pub fn add_lun(&self, number: u16, options: LunOptions) -> Result<()> {
         if number > MAX_LUN {
             return Err(Error::invalid(format!("LUN {number}: the highest number is {MAX_LUN}")));
@@ -173,18 +179,32 @@ impl Device {
         nexus.leave();
     }
 
-    /// Sets how well the disks are reached through a group of ports, and tells the initiators. `NotFound`: no such group.
+    /// Sets how well the disks are reached through a group of ports, durably, and tells the initiators. `NotFound`: no such group.
     pub fn set_group_state(&self, group: u16, state: AccessState) -> Result<()> {
-        match self.groups.set(group, state) {
-            Some(true) => self.tell_groups_changed(None),
-            Some(false) => {}
-            None => return Err(Error::not_found(format!("there is no target port group {group}"))),
+        if self.groups.set(group, state)? {
+            self.tell_groups_changed(None);
+        }
+        Ok(())
+    }
+
+    /// Does what a SET TARGET PORT GROUPS of `by` asks for.
+    pub(super) fn select_groups(&self, list: &[u8], by: &Nexus) -> std::result::Result<(), Sense> {
+        match self.groups.select(list) {
+            Ok(true) => self.tell_groups_changed(Some(by)),
+            Ok(false) => {}
+            Err(Unset::Refused(sense)) => return Err(sense),
+            Err(Unset::Unkept(e)) => {
+                if let Some(report) = &self.report {
+                    report(&e);
+                }
+                return Err(Sense::new(Key::HardwareError, Code::INTERNAL_FAILURE));
+            }
         }
         Ok(())
     }
 
     /// Tells everybody but `by` that groups have other states.
-    pub(super) fn tell_groups_changed(&self, by: Option<&Nexus>) {
+    fn tell_groups_changed(&self, by: Option<&Nexus>) {
         let roster = self.roster();
         let others = roster.nexuses().filter(|nexus| by.is_none_or(|by| !std::ptr::eq(by, &**nexus)));
         others.for_each(|nexus| nexus.tell(Code::ALUA_STATE_CHANGED));

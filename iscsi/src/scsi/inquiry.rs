@@ -63,8 +63,9 @@ pub(super) fn capacity16(medium: &Medium) -> Vec<u8> {
     let mut out = vec![0; 32];
     put(&mut out, 0, &medium.count().saturating_sub(1).to_be_bytes());
     put(&mut out, 8, &medium.block_size().to_be_bytes());
-    // Blocks can be unmapped and then read as zeroes (LBPME, LBPRZ). Each is a physical one for initiators; the grain at which it
-    // is best to write is told by the block limits.
+    // Each block is a physical one unless somebody wanted otherwise; the grain at which it is best to write is told by the block limits.
+    put(&mut out, 13, &[medium.physical_exponent()]);
+    // Blocks can be unmapped and then read as zeroes (LBPME, LBPRZ).
     put(&mut out, 14, &[if medium.is_read_only() { 0 } else { 0xc0 }]);
     out
 }

@@ -2,12 +2,14 @@
 //!
 //! Not here: commands. What holds: the medium can be asked without a lock; reservations are replaced whole, so that whoever looks sees them
 //! before or after an order. Nothing is waited for under a lock, but for [`Lun::ordering`]: it is held over the write of the file that
-//! makes an order last, so that files come in the order of orders. Only PERSISTENT RESERVE OUT asks for it.
+//! makes an order or modes last, so that files come in the order of what they say. Only PERSISTENT RESERVE OUT and MODE SELECT ask
+//! for it.
 
 use super::device::Report;
 use super::identity::Identity;
-use super::medium::Medium;
-use super::mode::{Geometry, Modes};
+use super::kept::Kept;
+use super::medium::{BlockSizes, Medium};
+use super::mode::{self, Geometry, Modes, Settings};
 use super::opcodes::{Access, Opcode};
 use super::reservations::{Consequences, Order, Party, Reservations};
 use super::retained::Retained;
@@ -27,6 +29,9 @@ pub struct LunOptions {
     /// Logical blocks in bytes, a power of two from 512 to 4096, instead of the device's own. What does not fill the last block
     /// cannot be reached.
     pub block_size: Option<u32>,
+    /// What initiators are told is a physical block: a power of two from the logical block to 4096 bytes, instead of the logical
+    /// block itself.
+    pub physical_block_size: Option<u32>,
     /// What the disk is, whoever shows it: names and serial numbers come from this, so it is equal for equal disks and different for
     /// different ones, on every path and after every restart.
     pub identity: String,
@@ -68,50 +73,81 @@ pub(super) struct Lun {
     pub(super) medium: Medium,
     pub(super) identity: Identity,
     pub(super) sanitizing: Arc<Sanitizing>,
-    modes: RwLock<Modes>,
+    settings: RwLock<Settings>,
     booked: RwLock<Booked>,
     ordering: Mutex<()>,
     retained: Option<Retained>,
+    /// Where modes are saved.
+    saved: Option<Kept>,
     seats: Mutex<Vec<Weak<Seat>>>,
     is_stopped: AtomicBool,
 }
 
 impl Lun {
-    /// The LUN `number`, with the reservations that were kept for it in `state`.
+    /// The LUN `number`, with the reservations and modes that were kept for it in `state`.
     pub(super) fn new(
         number: u16,
         options: LunOptions,
         state: Option<&Path>,
         report: Option<&Report>,
     ) -> GatewayResult<Self> {
-        let medium = Medium::new(options.export, options.block_size, report.cloned())?;
+        let sizes = BlockSizes { logical: options.block_size, physical: options.physical_block_size };
+        let medium = Medium::new(options.export, sizes, report.cloned())?;
         let identity = Identity::of(&options.identity);
         let retained = state.map(|folder| Retained::new(folder, &identity));
-        let persistent = retained.as_ref().map(Retained::load).transpose()?.unwrap_or_default();
+        let persistent = retained.as_ref().map(|retained| retained.load(report)).transpose()?.unwrap_or_default();
+        let saved = state.map(|folder| Kept::new(folder, &format!("modes-{}", identity.file_name()), mode::TITLE));
+        let way_out = "delete it, and have the initiators save the disk's modes again";
+        let loaded = saved.as_ref().map(|kept| kept.load(Modes::decode, way_out)).transpose()?;
+        let settings = Settings { now: Modes::default(), saved: loaded.map(Option::unwrap_or_default) }.reset();
         Ok(Lun {
             number,
             medium,
             identity,
             sanitizing: Arc::default(),
-            modes: RwLock::default(),
+            settings: RwLock::new(settings),
             booked: RwLock::new(Booked { persistent, old: None }),
             ordering: Mutex::default(),
             retained,
+            saved,
             seats: Mutex::default(),
             is_stopped: AtomicBool::new(false),
         })
     }
 
-    pub(super) fn modes(&self) -> Modes {
-        *self.modes.read().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn settings(&self) -> Settings {
+        *self.settings.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sets them, and tells every nexus but `by` if that changed anything.
-    pub(super) fn set_modes(&self, modes: Modes, by: &Seat) {
-        let old = std::mem::replace(&mut *self.modes.write().unwrap_or_else(PoisonError::into_inner), modes);
+    pub(super) fn modes(&self) -> Modes {
+        self.settings().now
+    }
+
+    /// Whether modes can be saved.
+    pub(super) fn can_save(&self) -> bool {
+        self.saved.is_some()
+    }
+
+    /// Sets them, durably before they count if they are saved, and tells every nexus but `by` if that changed anything.
+    pub(super) fn set_modes(&self, modes: Modes, is_saved: bool, by: &Seat) -> Result<(), Sense> {
+        let _ordering = self.ordering.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_saved
+            && let Some(saved) = &self.saved
+            && let Err(e) = saved.store(Some(&modes.encode()))
+        {
+            self.medium.report(&e);
+            return Err(Sense::new(Key::HardwareError, Code::INTERNAL_FAILURE));
+        }
+        let mut settings = self.settings.write().unwrap_or_else(PoisonError::into_inner);
+        let old = std::mem::replace(&mut settings.now, modes);
+        if is_saved {
+            settings.saved = Some(modes);
+        }
+        drop(settings);
         if old != modes {
             self.tell(Code::MODE_PARAMETERS_CHANGED, |seat| !std::ptr::eq(seat, by));
         }
+        Ok(())
     }
 
     pub(super) fn geometry(&self) -> Geometry {
@@ -134,8 +170,14 @@ impl Lun {
 
     /// That a command of this kind may be tried now by `seat`, which belongs to the nexus of that number.
     pub(super) fn admit(&self, opcode: &Opcode, seat: &Seat, nexus: u64) -> Result<(), Outcome> {
+        if opcode.needs_key() && !self.medium.has_key() {
+            return Err(Sense::field(1, Some(4)).into());
+        }
         {
             let booked = self.booked.read().unwrap_or_else(PoisonError::into_inner);
+            if booked.persistent.is_lost && !opcode.works_without_reservations() {
+                return Err(Sense::new(Key::HardwareError, Code::RESERVATION_INFORMATION_LOST).into());
+            }
             if booked.old.is_some_and(|owner| owner != nexus) && !opcode.is_let_through_old_reservations() {
                 return Err(Outcome::CONFLICT);
             }
@@ -171,7 +213,9 @@ impl Lun {
     /// That nobody else's reservation stops `party`, of the nexus of that number, from `access`.
     pub(super) fn check_reserved(&self, party: &Party, nexus: u64, access: Access) -> bool {
         let booked = self.booked.read().unwrap_or_else(PoisonError::into_inner);
-        booked.old.is_none_or(|owner| owner == nexus) && booked.persistent.admits(party, access)
+        !booked.persistent.is_lost
+            && booked.old.is_none_or(|owner| owner == nexus)
+            && booked.persistent.admits(party, access)
     }
 
     /// RESERVE: the disk is this nexus's until it releases it, ends or the unit is reset.
@@ -214,6 +258,7 @@ impl Lun {
     pub(super) fn report(&self) -> LunReport {
         let booked = self.booked.read().unwrap_or_else(PoisonError::into_inner).clone();
         let reservation = match (&booked.persistent.held, booked.old) {
+            _ if booked.persistent.is_lost => Some("lost: an initiator has to replace it".to_owned()),
             (Some(held), _) => Some(format!("{} of {}", held.kind, held.holder.initiator)),
             (None, Some(_)) => Some("reserved until its session ends".to_owned()),
             (None, None) => None,
@@ -243,7 +288,7 @@ impl Lun {
         let mut after = before.clone();
         let consequences = after.apply(party, order)?;
         if let Some(retained) = &self.retained
-            && (before.is_lasting || after.is_lasting)
+            && (before.is_lasting || before.is_lost || after.is_lasting)
             && before != after
             && let Err(e) = retained.store(&after)
         {
@@ -252,6 +297,10 @@ impl Lun {
         }
         self.booked.write().unwrap_or_else(PoisonError::into_inner).persistent = after;
         self.settle(&consequences);
+        if before.is_lost {
+            // Whoever had reserved it has lost that.
+            self.tell(Code::RESERVATIONS_PREEMPTED, |seat| seat.party != *party);
+        }
         Ok(())
     }
 
@@ -265,11 +314,14 @@ impl Lun {
         }
     }
 
-    /// The logical unit is reset: its modes are what they were, reservations of old are gone, everybody is told. The tasks of `by` are
+    /// The logical unit is reset: its modes are what was saved, reservations of old are gone, everybody is told. The tasks of `by` are
     /// its own affair.
     pub(super) fn reset(&self, by: Option<&Seat>) {
         let is_told = self.modes().is_abort_told;
-        *self.modes.write().unwrap_or_else(PoisonError::into_inner) = Modes::default();
+        {
+            let mut settings = self.settings.write().unwrap_or_else(PoisonError::into_inner);
+            *settings = settings.reset();
+        }
         self.booked.write().unwrap_or_else(PoisonError::into_inner).old = None;
         self.set_stopped(false);
         for seat in self.seats() {

@@ -11,6 +11,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// Bytes of one READ or WRITE at most, as with NBD.
 const MAX_TRANSFER: u64 = 32 << 20;
@@ -20,6 +21,8 @@ const MAX_ATOMIC: u64 = 128 << 10;
 pub(super) const STEP: usize = 1 << 20;
 /// Bytes that are zeroed in one step.
 const ZERO_STEP: u64 = 64 << 20;
+/// How often long work that waits looks whether it is to stop.
+pub(super) const LOOK: Duration = Duration::from_millis(50);
 /// The grain of forks, in bytes: what is smaller costs reading what is around it.
 const GRAIN: u64 = 4096;
 
@@ -27,8 +30,18 @@ const GRAIN: u64 = 4096;
 pub(super) struct Medium {
     export: Arc<Export>,
     block_size: u32,
+    physical_block_size: u32,
     count: u64,
     report: Option<Report>,
+}
+
+/// Blocks as somebody wants them, in bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct BlockSizes {
+    /// The device's own without.
+    pub(super) logical: Option<u32>,
+    /// The logical ones without.
+    pub(super) physical: Option<u32>,
 }
 
 /// Whether the caller of long work wants it to end.
@@ -40,12 +53,20 @@ pub(super) fn check_stop(stop: &AtomicBool) -> Result<(), Sense> {
 }
 
 impl Medium {
-    /// `block_size` instead of the device's own. `Invalid` for a size that is none, and for a disk of no blocks.
-    pub(super) fn new(export: Arc<Export>, block_size: Option<u32>, report: Option<Report>) -> GatewayResult<Self> {
+    /// `Invalid` for a size that is none, and for a disk of no blocks.
+    pub(super) fn new(export: Arc<Export>, sizes: BlockSizes, report: Option<Report>) -> GatewayResult<Self> {
         let name = &export.name;
-        let block_size = block_size.unwrap_or(export.device.block_size());
+        let block_size = sizes.logical.unwrap_or(export.device.block_size());
         if !block_size.is_power_of_two() || !(512..=4096).contains(&block_size) {
             let text = format!("export '{name}': blocks of {block_size} bytes; choose 512, 1024, 2048 or 4096");
+            return Err(Error::invalid(text));
+        }
+        let physical_block_size = sizes.physical.unwrap_or(block_size);
+        if !physical_block_size.is_power_of_two() || !(block_size..=4096).contains(&physical_block_size) {
+            let text = format!(
+                "export '{name}': physical blocks of {physical_block_size} bytes; choose a power of two from the logical \
+                 {block_size} to 4096"
+            );
             return Err(Error::invalid(text));
         }
         let count = export.device.size() / u64::from(block_size);
@@ -53,7 +74,7 @@ impl Medium {
             let text = format!("export '{name}' has {} bytes, which is no block of {block_size}", export.device.size());
             return Err(Error::invalid(text));
         }
-        Ok(Medium { export, block_size, count, report })
+        Ok(Medium { export, block_size, physical_block_size, count, report })
     }
 
     pub(super) fn export(&self) -> &Arc<Export> {
@@ -67,6 +88,32 @@ impl Medium {
     /// Bytes of a block.
     pub(super) fn block_size(&self) -> u32 {
         self.block_size
+    }
+
+    /// How many times two logical blocks make a physical one.
+    pub(super) fn physical_exponent(&self) -> u8 {
+        let exponent = self.physical_block_size.ilog2().saturating_sub(self.block_size.ilog2());
+        u8::try_from(exponent).unwrap_or(0)
+    }
+
+    /// Whether the device can throw away the key of all that it holds.
+    pub(super) fn has_key(&self) -> bool {
+        !self.is_read_only() && self.device().erases_by_key()
+    }
+
+    /// Has it do that: everything reads as zeroes then. Durable on return.
+    pub(super) fn erase_by_key(&self) -> Result<(), Sense> {
+        self.device().erase_by_key().map_err(|e| self.failed(&e, 0, "erasing by key", true))
+    }
+
+    /// Waits until the export's limits let `bytes` more be written, and says so; in steps, between which `stop` is looked at.
+    pub(super) fn pace(&self, bytes: u64, stop: &AtomicBool) -> Result<(), Sense> {
+        let Some(meter) = self.export.meter() else { return Ok(()) };
+        while let Some(wait) = meter.admit(bytes) {
+            check_stop(stop)?;
+            std::thread::sleep(wait.min(LOOK));
+        }
+        Ok(())
     }
 
     /// Blocks.
@@ -239,7 +286,7 @@ mod tests {
         for bad in [0, 512, 5 * 512, 2047 * 512] {
             let faults = Faults { unreadable: vec![bad..bad + 1], ..Faults::default() };
             let device = Arc::new(FaultyDevice::new(Arc::clone(&below) as _, faults));
-            let medium = Medium::new(Arc::new(Export::new("e", device)), None, None).unwrap();
+            let medium = Medium::new(Arc::new(Export::new("e", device)), BlockSizes::default(), None).unwrap();
             let sense = medium.read(0, &mut vec![0; 1 << 20]).unwrap_err();
             assert_eq!((sense.key, sense.information), (Key::MediumError, Some(bad / 512)));
         }
@@ -248,13 +295,21 @@ mod tests {
     #[test]
     fn a_disk_that_is_no_multiple_of_its_blocks_is_cut() {
         let export = || Arc::new(Export::new("e", Arc::new(MemoryDevice::new(10_000))));
-        let medium = Medium::new(export(), Some(4096), None).unwrap();
+        let sizes = |logical, physical| BlockSizes { logical: Some(logical), physical: Some(physical) };
+        let medium = Medium::new(export(), sizes(4096, 4096), None).unwrap();
         assert_eq!((medium.count(), medium.size()), (2, 10_000));
         assert!(medium.check(Blocks { lba: 1, count: 1 }).is_ok() && medium.check(Blocks { lba: 2, count: 0 }).is_ok());
         assert!(medium.check(Blocks { lba: 2, count: 1 }).is_err());
         assert!(medium.check(Blocks { lba: u64::MAX, count: 2 }).is_err());
-        assert_eq!(Medium::new(export(), Some(1000), None).unwrap_err().kind(), Kind::Invalid);
+        for (logical, physical) in [(1000, 4096), (4096, 2048), (512, 8192), (512, 1000)] {
+            let refused = Medium::new(export(), sizes(logical, physical), None);
+            assert_eq!(refused.unwrap_err().kind(), Kind::Invalid, "{logical} {physical}");
+        }
+        for (logical, physical, exponent) in [(512, 512, 0), (512, 4096, 3), (1024, 2048, 1), (4096, 4096, 0)] {
+            let medium = Medium::new(export(), sizes(logical, physical), None).unwrap();
+            assert_eq!(medium.physical_exponent(), exponent);
+        }
         let small = Arc::new(Export::new("e", Arc::new(MemoryDevice::new(511))));
-        assert_eq!(Medium::new(small, None, None).unwrap_err().kind(), Kind::Invalid);
+        assert_eq!(Medium::new(small, BlockSizes::default(), None).unwrap_err().kind(), Kind::Invalid);
     }
 }

@@ -20,6 +20,7 @@ mod device;
 mod field;
 mod identity;
 mod inquiry;
+mod kept;
 mod lun;
 mod medium;
 mod mode;

@@ -1,11 +1,19 @@
 //! Mode pages: caching, control, informational exceptions; what of them can be changed, and the parameters that carry them.
 //!
-//! Not here: what the settings do. What holds: what cannot be changed is refused and never silently dropped; a list that is refused
-//! changes nothing; nothing is saved, and nobody is told that it was. Pure: no LUN.
+//! ```text
+//!   now       what is in force       MODE SELECT changes it; a reset or a restart makes it what is saved
+//!   saved     what outlives both     MODE SELECT with SP; the defaults until then
+//! ```
+//! Not here: what the settings do, files ([`super::kept`]). What holds: what cannot be changed is refused and never silently dropped; a
+//! list that is refused changes nothing; where nothing can be saved nobody is told that it was. Pure: no LUN.
 
 use super::cdb::ModeSense;
 use super::field::{be16, be24, be32, be64, byte, count16, count32, has, put};
 use super::sense::{Code, Sense};
+use std::fmt::Write as _;
+
+/// The file that has saved modes begins with this.
+pub(super) const TITLE: &str = "coffer modes 1";
 
 /// What can be changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +31,60 @@ pub(super) struct Modes {
 impl Default for Modes {
     fn default() -> Self {
         Modes { has_write_cache: true, has_descriptor_sense: false, is_write_protected: false, is_abort_told: false }
+    }
+}
+
+impl Modes {
+    /// As lines of a file.
+    pub(super) fn encode(self) -> String {
+        let Modes { has_write_cache, has_descriptor_sense, is_write_protected, is_abort_told } = self;
+        let mut out = String::new();
+        for (word, is_set) in [
+            ("write-cache", has_write_cache),
+            ("descriptor-sense", has_descriptor_sense),
+            ("write-protected", is_write_protected),
+            ("aborts-told", is_abort_told),
+        ] {
+            // Writing to a string does not fail.
+            let _ = writeln!(out, "{word} {}", u8::from(is_set));
+        }
+        out
+    }
+
+    /// What the lines say; what they do not name has its default.
+    pub(super) fn decode(lines: &str) -> Option<Self> {
+        let mut modes = Modes::default();
+        for line in lines.lines() {
+            let (word, value) = line.split_once(' ')?;
+            let place = match word {
+                "write-cache" => &mut modes.has_write_cache,
+                "descriptor-sense" => &mut modes.has_descriptor_sense,
+                "write-protected" => &mut modes.is_write_protected,
+                "aborts-told" => &mut modes.is_abort_told,
+                _ => return None,
+            };
+            *place = match value {
+                "0" => false,
+                "1" => true,
+                _ => return None,
+            };
+        }
+        Some(modes)
+    }
+}
+
+/// A disk's modes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Settings {
+    pub(super) now: Modes,
+    /// `None` where nothing can be saved.
+    pub(super) saved: Option<Modes>,
+}
+
+impl Settings {
+    /// What a reset makes of them.
+    pub(super) fn reset(self) -> Self {
+        Settings { now: self.saved.unwrap_or_default(), ..self }
     }
 }
 
@@ -72,10 +134,12 @@ fn changeable(code: u8) -> Vec<u8> {
 }
 
 /// The answer to MODE SENSE.
-pub(super) fn sense(asked: ModeSense, modes: Modes, geometry: Geometry) -> Result<Vec<u8>, Sense> {
-    if asked.control == 3 {
-        return Err(Sense::illegal(Code::SAVING_NOT_SUPPORTED));
-    }
+pub(super) fn sense(asked: ModeSense, settings: Settings, geometry: Geometry) -> Result<Vec<u8>, Sense> {
+    let Settings { now: modes, saved } = settings;
+    let of_saved = match (asked.control, saved) {
+        (3, None) => return Err(Sense::illegal(Code::SAVING_NOT_SUPPORTED)),
+        (_, saved) => saved.unwrap_or_default(),
+    };
     let wanted: Vec<u8> = PAGES.into_iter().filter(|code| asked.page == ALL || asked.page == *code).collect();
     if wanted.is_empty() {
         return Err(Sense::field(2, Some(5)));
@@ -83,10 +147,18 @@ pub(super) fn sense(asked: ModeSense, modes: Modes, geometry: Geometry) -> Resul
     if asked.subpage != 0 && !(asked.page == ALL && asked.subpage == 0xff) {
         return Err(Sense::field(3, None));
     }
-    let pages = wanted.into_iter().flat_map(|code| match asked.control {
-        1 => changeable(code),
-        2 => page(code, Modes::default()),
-        _ => page(code, modes),
+    let pages = wanted.into_iter().flat_map(|code| {
+        let mut page = match asked.control {
+            1 => changeable(code),
+            2 => page(code, Modes::default()),
+            3 => page(code, of_saved),
+            _ => page(code, modes),
+        };
+        // It can be saved (PS).
+        if saved.is_some() {
+            put(&mut page, 0, &[code | 0x80]);
+        }
+        page
     });
     let descriptor = match (asked.has_descriptor, asked.has_long_lbas) {
         (false, _) => Vec::new(),
@@ -184,9 +256,9 @@ mod tests {
     #[test]
     fn what_is_sensed_can_be_selected_again_and_its_changeable_bits_change() {
         for is_ten in [false, true] {
-            let data = sense(asked(is_ten, 0, ALL), Modes::default(), DISK).unwrap();
+            let data = sense(asked(is_ten, 0, ALL), Settings::default(), DISK).unwrap();
             assert_eq!(select(is_ten, &data, Modes::default(), DISK), Ok(Modes::default()));
-            let mask = sense(asked(is_ten, 1, ALL), Modes::default(), DISK).unwrap();
+            let mask = sense(asked(is_ten, 1, ALL), Settings::default(), DISK).unwrap();
             let header = if is_ten { 16 } else { 12 };
             for at in header..data.len() {
                 for bit in 0..8 {
@@ -215,11 +287,45 @@ mod tests {
     #[test]
     fn the_header_says_who_may_write() {
         let protected = Modes { is_write_protected: true, ..Modes::default() };
-        let specific = |modes, disk| sense(asked(false, 0, CONTROL), modes, disk).unwrap()[2];
+        let settings = |now| Settings { now, saved: None };
+        let specific = |modes, disk| sense(asked(false, 0, CONTROL), settings(modes), disk).unwrap()[2];
         assert_eq!(specific(Modes::default(), DISK), 0x10);
         assert_eq!(specific(protected, DISK), 0x90);
         assert_eq!(specific(Modes::default(), Geometry { is_read_only: true, ..DISK }), 0x90);
-        assert_eq!(sense(asked(false, 3, ALL), protected, DISK).unwrap_err().code, Code::SAVING_NOT_SUPPORTED);
-        assert!(sense(asked(false, 0, 0x01), protected, DISK).is_err());
+        assert_eq!(
+            sense(asked(false, 3, ALL), settings(protected), DISK).unwrap_err().code,
+            Code::SAVING_NOT_SUPPORTED
+        );
+        assert!(sense(asked(false, 0, 0x01), settings(protected), DISK).is_err());
+    }
+
+    #[test]
+    fn what_is_saved_is_told_apart_from_what_is_in_force() {
+        let protected = Modes { is_write_protected: true, ..Modes::default() };
+        let settings = Settings { now: Modes::default(), saved: Some(protected) };
+        let control = |control| sense(asked(false, control, CONTROL), settings, DISK).unwrap()[12..].to_vec();
+        assert_eq!(control(0)[..6], [0x8a, 10, 0, 0x10, 0, 0]);
+        assert_eq!(control(3)[..6], [0x8a, 10, 0, 0x10, 8, 0]);
+        assert_eq!(control(1)[0], 0x8a);
+        assert_eq!(settings.reset().now, protected);
+        assert_eq!(Settings { saved: None, now: protected }.reset().now, Modes::default());
+    }
+
+    #[test]
+    fn lines_say_modes_and_else_nothing() {
+        for bits in 0..16 {
+            let bit = |mask| bits & mask != 0;
+            let modes = Modes {
+                has_write_cache: bit(1),
+                has_descriptor_sense: bit(2),
+                is_write_protected: bit(4),
+                is_abort_told: bit(8),
+            };
+            assert_eq!(Modes::decode(&modes.encode()), Some(modes));
+        }
+        assert_eq!(Modes::decode(""), Some(Modes::default()));
+        for wrong in ["write-cache", "write-cache 2", "cache 1", "\n"] {
+            assert_eq!(Modes::decode(wrong), None, "{wrong:?}");
+        }
     }
 }

@@ -26,6 +26,10 @@ const SANITIZING: u8 = 8;
 const STOPPED: u8 = 16;
 /// Changes the medium.
 const CHANGES: u8 = 32;
+/// There only where the medium has a key that can be thrown away.
+const KEYED: u8 = 64;
+/// Let through although reservations were lost: it replaces them.
+const REPLACES: u8 = 128;
 
 /// Of commands that only ask who is there.
 const ALWAYS: u8 = OLD | STANDBY | UNAVAILABLE | SANITIZING | STOPPED;
@@ -66,6 +70,15 @@ impl Opcode {
 
     pub(super) fn changes_medium(&self) -> bool {
         self.circumstances & CHANGES != 0
+    }
+
+    pub(super) fn needs_key(&self) -> bool {
+        self.circumstances & KEYED != 0
+    }
+
+    pub(super) fn works_without_reservations(&self) -> bool {
+        // As when the port is unavailable: who asks who is there has to be answered.
+        self.circumstances & (UNAVAILABLE | REPLACES) != 0
     }
 }
 
@@ -123,9 +136,10 @@ pub(super) static OPCODES: &[Opcode] = &[
     // WRITE SAME (10), UNMAP.
     long(row(0x41, Writes, CHANGES, &[0x41, 0xf8, 0xff, 0xff, 0xff, 0xff, 0x00, 0xff, 0xff, 0x04])),
     long(row(0x42, Writes, CHANGES, &[0x42, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0x04])),
-    // SANITIZE: OVERWRITE, BLOCK ERASE, EXIT FAILURE MODE.
+    // SANITIZE: OVERWRITE, BLOCK ERASE, CRYPTOGRAPHIC ERASE, EXIT FAILURE MODE.
     long(service(0x48, 0x01, Writes, CHANGES | SANITIZING, &[0x48, 0xa1, 0, 0, 0, 0, 0, 0xff, 0xff, 0x04])),
     long(service(0x48, 0x02, Writes, CHANGES | SANITIZING, &[0x48, 0xa2, 0, 0, 0, 0, 0, 0xff, 0xff, 0x04])),
+    service(0x48, 0x03, Writes, CHANGES | SANITIZING | KEYED, &[0x48, 0xa3, 0, 0, 0, 0, 0, 0xff, 0xff, 0x04]),
     service(0x48, 0x1f, Writes, CHANGES | SANITIZING, &[0x48, 0x1f, 0, 0, 0, 0, 0, 0xff, 0xff, 0x04]),
     // MODE SELECT, MODE SENSE (10).
     row(0x55, Writes, STANDBY | STOPPED, &[0x55, 0x11, 0, 0, 0, 0, 0, 0xff, 0xff, 0x04]),
@@ -139,7 +153,7 @@ pub(super) static OPCODES: &[Opcode] = &[
     service(0x5e, 0x02, Free, STANDBY | STOPPED | SANITIZING, &[0x5e, 0x02, 0, 0, 0, 0, 0, 0xff, 0xff, 0x04]),
     service(0x5e, 0x03, Free, STANDBY | STOPPED | SANITIZING, &[0x5e, 0x03, 0, 0, 0, 0, 0, 0xff, 0xff, 0x04]),
     // PERSISTENT RESERVE OUT: REGISTER, RESERVE, RELEASE, CLEAR, PREEMPT, PREEMPT AND ABORT, REGISTER AND IGNORE EXISTING KEY,
-    // REGISTER AND MOVE.
+    // REGISTER AND MOVE, REPLACE LOST RESERVATION.
     service(0x5f, 0x00, Free, STANDBY | STOPPED | SANITIZING, &[0x5f, 0x00, 0xff, 0, 0, 255, 255, 255, 255, 0x04]),
     service(0x5f, 0x01, Free, STANDBY | STOPPED | SANITIZING, &[0x5f, 0x01, 0xff, 0, 0, 255, 255, 255, 255, 0x04]),
     service(0x5f, 0x02, Free, STANDBY | STOPPED | SANITIZING, &[0x5f, 0x02, 0xff, 0, 0, 255, 255, 255, 255, 0x04]),
@@ -148,6 +162,13 @@ pub(super) static OPCODES: &[Opcode] = &[
     service(0x5f, 0x05, Free, STANDBY | STOPPED | SANITIZING, &[0x5f, 0x05, 0xff, 0, 0, 255, 255, 255, 255, 0x04]),
     service(0x5f, 0x06, Free, STANDBY | STOPPED | SANITIZING, &[0x5f, 0x06, 0xff, 0, 0, 255, 255, 255, 255, 0x04]),
     service(0x5f, 0x07, Free, STANDBY | STOPPED | SANITIZING, &[0x5f, 0x07, 0xff, 0, 0, 255, 255, 255, 255, 0x04]),
+    service(
+        0x5f,
+        0x08,
+        Free,
+        STANDBY | STOPPED | SANITIZING | REPLACES,
+        &[0x5f, 0x08, 0xff, 0, 0, 255, 255, 255, 255, 0x04],
+    ),
     // EXTENDED COPY (LID1). Who may read and write what is decided for each segment.
     long(service(0x83, 0x00, Writes, 0, &[0x83, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255, 0, 0x04])),
     // RECEIVE COPY STATUS (LID1), RECEIVE COPY OPERATING PARAMETERS, RECEIVE COPY FAILURE DETAILS (LID1).

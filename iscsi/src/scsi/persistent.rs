@@ -35,6 +35,9 @@ pub(super) fn order(
     if action == 0x07 {
         return moving(list, offer);
     }
+    if action == 0x08 {
+        return replacing(scope, kind, list, offer);
+    }
     let is_registration = matches!(action, 0x00 | 0x06);
     let (names_ports, all_ports, is_lasting) = (has(list, 20, 0x08), has(list, 20, 0x04), has(list, 20, 0x01));
     if list.len() < 24 || (list.len() != 24 && !(is_registration && names_ports)) {
@@ -117,6 +120,29 @@ fn moving(list: &[u8], offer: Offer<'_>) -> Result<Order, Outcome> {
     Ok(Order::Move { key, new_key, to, is_leaving, is_lasting })
 }
 
+fn replacing(scope: u8, kind: u8, list: &[u8], offer: Offer<'_>) -> Result<Order, Outcome> {
+    let (key, is_lasting) = (be64(list, 8), has(list, 20, 0x01));
+    if list.len() != 24 {
+        return Err(Sense::illegal(Code::PARAMETER_LIST_LENGTH_ERROR).into());
+    }
+    if scope != WHOLE_UNIT {
+        return Err(Sense::field(2, Some(7)).into());
+    }
+    let kind = Kind::from_number(kind).ok_or(Sense::field(2, Some(3)))?;
+    // Nobody has a key, and whoever replaces has to get one. Ports cannot be named.
+    for (is_wrong, at, bit) in [
+        (be64(list, 0) != 0, 0, None),
+        (key == 0, 8, None),
+        (has(list, 20, 0x0c), 20, Some(3)),
+        (is_lasting && !offer.can_last, 20, Some(0)),
+    ] {
+        if is_wrong {
+            return Err(Sense::parameter(at, bit).into());
+        }
+    }
+    Ok(Order::Replace { key, kind, is_lasting })
+}
+
 /// The reply to PERSISTENT RESERVE IN.
 pub(super) fn report(action: u8, state: &Reservations, offer: Offer<'_>) -> Vec<u8> {
     let body: Vec<u8> = match action {
@@ -138,9 +164,9 @@ fn reservation(state: &Reservations) -> Vec<u8> {
 }
 
 fn capabilities(state: &Reservations, offer: Offer<'_>) -> Vec<u8> {
-    // Commands of old are friendly to holders (CRH), ports can be named (SIP_C) and be all of them (ATP_C), keys can last (PTPL_C);
-    // the types are told (TMV).
-    let can = 0x1c | u8::from(offer.can_last);
+    // What was lost can be replaced (RLR_C), commands of old are friendly to holders (CRH), ports can be named (SIP_C) and be all of
+    // them (ATP_C), keys can last (PTPL_C); the types are told (TMV).
+    let can = 0x9c | u8::from(offer.can_last);
     let is = 0x80 | u8::from(state.is_lasting);
     vec![0, 8, can, is, 0xea, 0x01, 0, 0]
 }
@@ -197,6 +223,18 @@ mod tests {
         }
         assert!(order(6, 0, 0, &list, &party(), OFFER).is_err());
         assert!(order(0, 0, 0, &basic_list(0, 7, 1), &party(), Offer { can_last: false, ..OFFER }).is_err());
+    }
+
+    #[test]
+    fn a_replacement_brings_a_key_and_no_more() {
+        let replace = |list: &[u8], offer| order(8, 0, 5, list, &party(), offer);
+        let kind = Kind::WriteExclusiveRegistrantsOnly;
+        assert_eq!(replace(&basic_list(0, 9, 1), OFFER), Ok(Order::Replace { key: 9, kind, is_lasting: true }));
+        for list in [basic_list(1, 9, 0), basic_list(0, 0, 0), basic_list(0, 9, 4), basic_list(0, 9, 8), vec![0; 23]] {
+            assert!(replace(&list, OFFER).is_err(), "{list:?}");
+        }
+        assert!(replace(&basic_list(0, 9, 1), Offer { can_last: false, ..OFFER }).is_err());
+        assert!(order(8, 1, 5, &basic_list(0, 9, 0), &party(), OFFER).is_err());
     }
 
     #[test]

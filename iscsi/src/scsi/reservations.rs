@@ -119,6 +119,12 @@ pub(super) enum Order {
         is_leaving: bool,
         is_lasting: bool,
     },
+    /// The nexus registers `key` and holds the disk, instead of whoever did before that was lost.
+    Replace {
+        key: u64,
+        kind: Kind,
+        is_lasting: bool,
+    },
 }
 
 /// Whom an order that was done concerns.
@@ -138,6 +144,8 @@ pub(super) struct Reservations {
     pub(super) is_lasting: bool,
     pub(super) keys: BTreeMap<Party, u64>,
     pub(super) held: Option<Held>,
+    /// Nobody knows any more who had registered and who held the disk.
+    pub(super) is_lost: bool,
 }
 
 impl Reservations {
@@ -203,6 +211,19 @@ impl Reservations {
                 }
                 self.is_lasting = *is_lasting;
                 self.generation = self.generation.wrapping_add(1);
+                Ok(Consequences::default())
+            }
+            Order::Replace { key, kind, is_lasting } => {
+                if !self.is_lost {
+                    return Err(Sense::field(1, Some(4)).into());
+                }
+                *self = Reservations {
+                    generation: self.generation.wrapping_add(1),
+                    is_lasting: *is_lasting,
+                    keys: BTreeMap::from([(party.clone(), *key)]),
+                    held: Some(Held { kind: *kind, holder: party.clone() }),
+                    is_lost: false,
+                };
                 Ok(Consequences::default())
             }
         }
@@ -371,6 +392,7 @@ mod tests {
             3 => (key(), key(), kind(), any::<bool>()).prop_map(|(key, victim, kind, is_abort)| {
                 Order::Preempt { key, victim, kind, is_abort }
             }),
+            1 => (1..4u64, kind()).prop_map(|(key, kind)| Order::Replace { key, kind, is_lasting: false }),
             1 => (key(), 1..4u64, 0..4u16, any::<bool>()).prop_map(|(key, new_key, to, is_leaving)| {
                 Order::Move { key, new_key, to: party(to), is_leaving, is_lasting: false }
             }),
@@ -426,6 +448,18 @@ mod tests {
                 prop_assert!(grew == u32::from(counts) || (grew == 0 && state == before), "{:?}", order);
             }
         }
+    }
+
+    #[test]
+    fn what_was_lost_is_replaced_once() {
+        let mut state = Reservations { is_lost: true, ..Reservations::default() };
+        let replace = Order::Replace { key: 5, kind: Kind::WriteExclusive, is_lasting: true };
+        state.apply(&party(1), &replace).unwrap();
+        assert!(!state.is_lost && state.is_lasting && state.is_holder(&party(1)) && !state.is_holder(&party(0)));
+        assert_eq!((state.keys.get(&party(1)), state.generation), (Some(&5), 1));
+        let before = state.clone();
+        assert_eq!(state.apply(&party(2), &replace), Err(Sense::field(1, Some(4)).into()));
+        assert_eq!(state, before);
     }
 
     #[test]

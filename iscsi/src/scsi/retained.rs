@@ -1,78 +1,57 @@
-//! Reservations that outlive a loss of power (APTPL): one small file a disk, replaced whole and durable before the order is answered.
+//! Reservations that outlive a loss of power (APTPL): one small file a disk ([`super::kept`]), durable before the order is answered.
 //!
 //! ```text
-//!   coffer reservations 1
 //!   generation 5
 //!   key 00000000deadbeef 1 iqn...,i,0x...        key, target port, initiator port
 //!   holds 5 1 iqn...,i,0x...                     type
-//!   sum ...                                      BLAKE3 of the lines before
 //! ```
-//! Not here: when. What holds: a file is whole or an error that names it; decoding never panics. Text, so that whoever has to
-//! can read it.
+//! Not here: when. What holds: decoding never panics. A file that is damaged is reported and stands for reservations that were
+//! lost: nobody gets at the disk before somebody replaces them.
 
-use super::identity::{Identity, hex};
+use super::device::Report;
+use super::identity::Identity;
+use super::kept::Kept;
 use super::reservations::{Held, Kind, Party, Reservations};
-use coffer_gateway::{Error, Result};
+use coffer_gateway::{Kind as ErrorKind, Result};
 use std::fmt::Write as _;
-use std::fs::{self, File};
-use std::io::{ErrorKind, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 const TITLE: &str = "coffer reservations 1";
+const WAY_OUT: &str = "its reservations are lost, and the disk is refused to everybody until an initiator says REPLACE LOST \
+                       RESERVATION (sg_persist --out --replace), or you delete the file and offer the disk again";
 
 /// Where one disk's reservations are kept.
 #[derive(Clone, Debug)]
-pub(super) struct Retained {
-    folder: PathBuf,
-    file: PathBuf,
-}
+pub(super) struct Retained(Kept);
 
 impl Retained {
     /// In `folder`, by the disk's names, so that they follow it to any LUN.
     pub(super) fn new(folder: &Path, identity: &Identity) -> Self {
-        let file = folder.join(format!("reservations-{}", identity.file_name()));
-        Retained { folder: folder.to_owned(), file }
+        Retained(Kept::new(folder, &format!("reservations-{}", identity.file_name()), TITLE))
     }
 
     /// What was kept; nothing if nothing was.
-    pub(super) fn load(&self) -> Result<Reservations> {
-        let text = match fs::read_to_string(&self.file) {
-            Ok(text) => text,
-            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Reservations::default()),
-            Err(e) => return Err(Error::io(format!("reading reservations from {}", self.file.display()), e)),
-        };
-        decode(&text).ok_or_else(|| {
-            let name = self.file.display();
-            Error::corrupt(format!("{name} is damaged: delete it, and have the initiators reserve the disk again"))
-        })
+    pub(super) fn load(&self, report: Option<&Report>) -> Result<Reservations> {
+        match self.0.load(decode, WAY_OUT) {
+            Err(e) if e.kind() == ErrorKind::Corrupt => {
+                if let Some(report) = report {
+                    report(&e);
+                }
+                Ok(Reservations { is_lost: true, ..Reservations::default() })
+            }
+            loaded => Ok(loaded?.unwrap_or_default()),
+        }
     }
 
     /// Keeps `state` if it is to last, else forgets what was kept. Durable on return.
     pub(super) fn store(&self, state: &Reservations) -> Result<()> {
-        let context = || format!("keeping reservations in {}", self.file.display());
-        self.replace(state).map_err(|e| Error::io(context(), e))
-    }
-
-    fn replace(&self, state: &Reservations) -> std::io::Result<()> {
-        if state.is_lasting && !state.keys.is_empty() {
-            fs::create_dir_all(&self.folder)?;
-            let draft = self.file.with_extension("new");
-            let mut file = File::create(&draft)?;
-            file.write_all(encode(state).as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&draft, &self.file)?;
-        } else {
-            match fs::remove_file(&self.file) {
-                Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
-                other => other?,
-            }
-        }
-        File::open(&self.folder)?.sync_all()
+        let lines = (state.is_lasting && !state.keys.is_empty()).then(|| encode(state));
+        self.0.store(lines.as_deref())
     }
 }
 
 fn encode(state: &Reservations) -> String {
-    let mut out = format!("{TITLE}\ngeneration {}\n", state.generation);
+    let mut out = format!("generation {}\n", state.generation);
     // Writing to a string does not fail.
     for (party, key) in &state.keys {
         let _ = writeln!(out, "key {key:016x} {} {}", party.port, party.initiator);
@@ -80,22 +59,12 @@ fn encode(state: &Reservations) -> String {
     if let Some(held) = &state.held {
         let _ = writeln!(out, "holds {} {} {}", held.kind as u8, held.holder.port, held.holder.initiator);
     }
-    let sum = hex(blake3::hash(out.as_bytes()).as_bytes());
-    let _ = writeln!(out, "sum {sum}");
     out
 }
 
-fn decode(text: &str) -> Option<Reservations> {
-    let (body, sum) = text.strip_suffix('\n')?.rsplit_once("sum ")?;
-    if hex(blake3::hash(body.as_bytes()).as_bytes()) != sum {
-        return None;
-    }
+fn decode(lines: &str) -> Option<Reservations> {
     let mut state = Reservations { is_lasting: true, ..Reservations::default() };
-    let mut lines = body.lines();
-    if lines.next()? != TITLE {
-        return None;
-    }
-    for line in lines {
+    for line in lines.lines() {
         let (word, rest) = line.split_once(' ')?;
         if word == "generation" {
             state.generation = rest.parse().ok()?;
@@ -119,6 +88,8 @@ fn decode(text: &str) -> Option<Reservations> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
+    use std::sync::{Arc, Mutex};
 
     fn state() -> Reservations {
         let party = |port| Party { initiator: "iqn.a,i,0x000000000001".to_owned(), port };
@@ -130,28 +101,34 @@ mod tests {
     }
 
     #[test]
-    fn what_was_kept_is_there_and_damage_is_seen() {
-        let text = encode(&state());
-        assert_eq!(decode(&text), Some(state()));
-        for at in 0..text.len() {
-            let mut bytes = text.clone().into_bytes();
-            bytes[at] ^= 1;
-            assert_eq!(decode(&String::from_utf8(bytes).unwrap()), None, "{at}");
-            assert_eq!(decode(&text[..at]), None, "{at}");
+    fn what_was_kept_is_understood_and_else_nothing() {
+        let lines = encode(&state());
+        assert_eq!(decode(&lines), Some(state()));
+        assert_eq!(decode(&lines.replace("holds 5 2", "holds 5 3")), None, "who holds it is not registered");
+        for wrong in ["key 0 1 iqn", "key 1 1", "holds 2 1 iqn", "words 1 1 iqn", "generation x", "\n"] {
+            assert_eq!(decode(wrong), None, "{wrong}");
         }
     }
 
     #[test]
-    fn it_lies_in_a_file_while_it_lasts() {
+    fn it_is_kept_while_it_lasts_and_damage_is_a_loss_that_is_told() {
         let folder = tempfile::tempdir().unwrap();
-        let retained = Retained::new(&folder.path().join("deep"), &Identity::of("fork:a"));
-        assert_eq!(retained.load().unwrap(), Reservations::default());
+        let retained = Retained::new(folder.path(), &Identity::of("fork:a"));
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let heard = Arc::clone(&told);
+        let report: Report = Arc::new(move |e| heard.lock().unwrap().push(e.to_string()));
+        let load = || retained.load(Some(&report)).unwrap();
+        assert_eq!(load(), Reservations::default());
         retained.store(&state()).unwrap();
-        assert_eq!(retained.load().unwrap(), state());
+        assert_eq!(load(), state());
         retained.store(&Reservations { is_lasting: false, ..state() }).unwrap();
-        assert_eq!(retained.load().unwrap(), Reservations::default());
-        assert_eq!(fs::read_dir(folder.path().join("deep")).unwrap().count(), 0);
-        fs::write(&retained.file, "coffer reservations 1\n").unwrap();
-        assert!(retained.load().unwrap_err().context().contains("delete it"));
+        assert_eq!(load(), Reservations::default());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        retained.store(&state()).unwrap();
+        let file = fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
+        fs::write(&file, "coffer reservations 1\n").unwrap();
+        assert!(told.lock().unwrap().is_empty());
+        assert!(load().is_lost);
+        assert!(told.lock().unwrap()[0].contains("--replace"));
     }
 }

@@ -1,24 +1,21 @@
-//! SANITIZE: all of a disk overwritten or erased, on a thread of its own.
+//! SANITIZE: all of a disk overwritten, erased, or its key thrown away, on a thread of its own.
 //!
 //! ```text
 //!   idle -> running -> idle          every step is told as progress
 //!              \-> failed            until it is begun again or the failure is left (EXIT FAILURE MODE)
 //! ```
 //! Not here: who may. What holds: once begun it goes on, whatever becomes of the command, its session and the unit's resets, until it
-//! is done, fails or the LUN is taken away; nobody reads or writes meanwhile. What lies below a fork is not its own and stays; what
-//! the fork had becomes zeroes or a pattern. It is not remembered over a restart.
+//! is done, fails or the LUN is taken away; nobody reads or writes meanwhile; it is paced by the export's limits as any writing is. What
+//! lies below a fork is not its own and stays; what the fork had becomes zeroes or a pattern. It is not remembered over a restart.
 
 use super::field::{be16, byte, has};
 use super::lun::Lun;
-use super::medium::STEP;
+use super::medium::{LOOK, STEP};
 use super::sense::{Code, Key, Outcome, Sense, Specifics};
 use coffer_gateway::{Durability, Zeroing};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
-/// How often a command that waits looks whether it is to stop.
-const LOOK: Duration = Duration::from_millis(50);
 /// Bytes that are erased in one step.
 const ERASE_STEP: u64 = 64 << 20;
 
@@ -26,6 +23,8 @@ const ERASE_STEP: u64 = 64 << 20;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Work {
     Erase,
+    /// The key of what is there is thrown away, and zeroes are under a new one.
+    ThrowKeyAway,
     /// Every block is the pattern, so many times; inverted each time but the last.
     Overwrite {
         block: Vec<u8>,
@@ -175,12 +174,13 @@ fn sanitize(lun: &Lun, work: &Work) -> Result<(), Sense> {
     let (medium, given_up) = (&lun.medium, &lun.sanitizing.is_given_up);
     let size = medium.size();
     let passes = match work {
+        Work::ThrowKeyAway => return medium.erase_by_key(),
         Work::Erase => 1,
         Work::Overwrite { passes, .. } => *passes,
     };
     for pass in 0..passes {
         let pattern: Vec<u8> = match work {
-            Work::Erase => Vec::new(),
+            Work::Erase | Work::ThrowKeyAway => Vec::new(),
             Work::Overwrite { block, is_inverted, .. } => {
                 // The last time it is as it was given.
                 let mask = if *is_inverted && (passes - 1 - pass) % 2 == 1 { 0xff } else { 0 };
@@ -193,6 +193,8 @@ fn sanitize(lun: &Lun, work: &Work) -> Result<(), Sense> {
             super::medium::check_stop(given_up)?;
             let step = if pattern.is_empty() { ERASE_STEP } else { pattern.len() as u64 };
             let end = at.saturating_add(step).min(size);
+            // Erasing moves no bytes.
+            medium.pace(if pattern.is_empty() { 0 } else { end - at }, given_up)?;
             if pattern.is_empty() {
                 let how = Zeroing { may_unmap: true, fast_only: false, durability: Durability::Cached };
                 medium.zero(at..end, how, given_up)?;

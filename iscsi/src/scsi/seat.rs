@@ -127,7 +127,7 @@ mod tests {
     #[test]
     fn attentions_come_by_importance_and_once() {
         let export = Arc::new(Export::new("e", Arc::new(MemoryDevice::new(4096))));
-        let options = LunOptions { export, block_size: None, identity: "e".to_owned() };
+        let options = LunOptions { export, block_size: None, physical_block_size: None, identity: "e".to_owned() };
         let lun = Arc::new(Lun::new(0, options, None, None).unwrap());
         let seat = Seat::new(lun, Party { initiator: "iqn.a,i,0x000000000000".to_owned(), port: 1 });
         assert_eq!(seat.take(), None);

@@ -94,6 +94,8 @@ impl Code {
     pub const SAVING_NOT_SUPPORTED: Code = Code(0x3900);
     pub const REPORTED_LUNS_CHANGED: Code = Code(0x3f0e);
     pub const INTERNAL_FAILURE: Code = Code(0x4400);
+    pub const RESERVATION_INFORMATION_LOST: Code = Code(0x4401);
+    pub const INITIATOR_RESPONSE_TIMEOUT: Code = Code(0x4b06);
     pub const INSUFFICIENT_RESOURCES: Code = Code(0x5503);
     pub const INSUFFICIENT_REGISTRATION_RESOURCES: Code = Code(0x5504);
 }

@@ -17,7 +17,7 @@ use super::provisioning;
 use super::sanitize;
 use super::seat::Seat;
 use super::sense::{Code, Key, Outcome, Sense, Status};
-use super::supported;
+use super::supported::{self, Question};
 use super::transfer;
 use super::{copy, field};
 use coffer_gateway::Export;
@@ -102,6 +102,9 @@ impl Task {
             Command::ExtendedCopy { .. } => copy::check_list(list)?,
             Command::SanitizeOverwrite { .. } if list > medium.block_size().saturating_add(4) => {
                 return Err(Sense::field(7, None).into());
+            }
+            Command::ModeSelect { is_saved: true, .. } if !lun.can_save() => {
+                return Err(Sense::field(1, Some(0)).into());
             }
             // Nothing else has so many parameters.
             _ if list > u16::MAX.into() => return Err(Sense::illegal(Code::PARAMETER_LIST_LENGTH_ERROR).into()),
@@ -273,7 +276,7 @@ impl Task {
             Command::Inquiry { page, .. } => inquiry::answer(lun, nexus, page).map_err(Outcome::from),
             Command::ReadCapacity10 => Ok(inquiry::capacity10(&lun.medium)),
             Command::ReadCapacity16 { .. } => Ok(inquiry::capacity16(&lun.medium)),
-            Command::ModeSense(asked) => mode::sense(asked, lun.modes(), lun.geometry()).map_err(Outcome::from),
+            Command::ModeSense(asked) => mode::sense(asked, lun.settings(), lun.geometry()).map_err(Outcome::from),
             Command::Reserve => nothing(lun.reserve(&seat.party, nexus.number)),
             Command::Release => nothing(lun.release(&seat.party, nexus.number)),
             Command::PersistIn { action, .. } => {
@@ -282,7 +285,8 @@ impl Task {
             }
             Command::ReportGroups { is_extended, .. } => Ok(nexus.device.groups.report(is_extended)),
             Command::ReportOpcodes { has_timeouts, options, code, action, .. } => {
-                supported::opcodes(has_timeouts, options, code, action).map_err(Outcome::from)
+                let question = Question { has_timeouts, options, code, action };
+                supported::opcodes(question, lun.medium.has_key()).map_err(Outcome::from)
             }
             Command::ReportManagement { is_extended, .. } => Ok(supported::management(is_extended)),
             Command::ReceiveCopy { action, id, .. } => copy::report(&nexus.copies, action, id).map_err(Outcome::from),
@@ -330,13 +334,13 @@ impl Task {
             }
             Command::Unmap { .. } => provisioning::unmap(lun, list, stop)?,
             Command::GetLbaStatus { lba, room } => provisioning::lba_status(medium, lba, room, out, stop)?,
-            Command::ModeSelect { is_ten, .. } => {
+            Command::ModeSelect { is_ten, is_saved, .. } => {
                 let modes = mode::select(is_ten, list, lun.modes(), lun.geometry())?;
                 // What was written with a cache is not left in it when it is turned off.
                 if !modes.has_write_cache {
                     medium.flush()?;
                 }
-                lun.set_modes(modes, seat);
+                lun.set_modes(modes, is_saved, seat)?;
             }
             Command::StartStop { power, is_start, is_flushed } => {
                 if is_flushed && !is_start {
@@ -352,9 +356,7 @@ impl Task {
                 lun.order(&seat.party, &persistent::order(action, scope, kind, list, &seat.party, offer)?)?;
             }
             Command::SetGroups { .. } => {
-                if nexus.device.groups.select(list)? {
-                    nexus.device.tell_groups_changed(Some(nexus));
-                }
+                nexus.device.select_groups(list, nexus)?;
             }
             Command::ExtendedCopy { .. } => copy::run(nexus, seat, list, stop)?,
             Command::SanitizeOverwrite { is_immediate, may_exit, .. } => {
@@ -363,6 +365,9 @@ impl Task {
             }
             Command::SanitizeErase { is_immediate, may_exit } => {
                 sanitize::run(lun, sanitize::Work::Erase, sanitize::Manner { is_immediate, may_exit }, stop)?;
+            }
+            Command::SanitizeByKey { is_immediate, may_exit } => {
+                sanitize::run(lun, sanitize::Work::ThrowKeyAway, sanitize::Manner { is_immediate, may_exit }, stop)?;
             }
             Command::SanitizeExit => lun.sanitizing.exit_failure()?,
             _ => return Err(Sense::new(Key::HardwareError, Code::INTERNAL_FAILURE).into()),

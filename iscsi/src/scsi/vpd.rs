@@ -157,8 +157,10 @@ fn characteristics(lun: &Lun) -> Vec<u8> {
     let mut out = vec![0; 0x3c];
     // Nothing rotates.
     put(&mut out, 0, &[0, 1]);
-    // What was erased can be read, as zeroes (WABEREQ 01b).
-    put(&mut out, 3, &[if lun.medium.is_read_only() { 0 } else { 0x40 }]);
+    // What was erased can be read, as zeroes, without being written first: by blocks (WABEREQ 01b) and by key (WACEREQ 01b).
+    let by_blocks = if lun.medium.is_read_only() { 0 } else { 0x40 };
+    let by_key = if lun.medium.has_key() { 0x10 } else { 0 };
+    put(&mut out, 3, &[by_blocks | by_key]);
     // VERIFY reads unmapped blocks as zeroes (VBULS).
     put(&mut out, 4, &[0x02]);
     out

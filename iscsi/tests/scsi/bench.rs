@@ -20,13 +20,18 @@ pub(crate) fn device(state: Option<&Path>) -> Arc<Device> {
         state: state.map(Path::to_owned),
         report: None,
     };
-    Arc::new(Device::new(options))
+    Arc::new(Device::new(options).unwrap())
 }
 
 /// Shows `below` as a LUN whose identity is its number.
 pub(crate) fn add(device: &Device, number: u16, below: Arc<dyn BlockDevice>) {
     let export = Arc::new(Export::new(format!("e{number}"), below));
-    device.add_lun(number, LunOptions { export, block_size: None, identity: format!("disk {number}") }).unwrap();
+    device
+        .add_lun(
+            number,
+            LunOptions { export, block_size: None, physical_block_size: None, identity: format!("disk {number}") },
+        )
+        .unwrap();
 }
 
 /// A nexus of an initiator, past its first unit attentions.

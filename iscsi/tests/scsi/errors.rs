@@ -109,12 +109,13 @@ fn a_full_disk_and_a_damaged_one() {
 
     let reported = Arc::new(std::sync::Mutex::new(Vec::new()));
     let told = Arc::clone(&reported);
-    let device = Arc::new(coffer_iscsi::scsi::Device::new(coffer_iscsi::scsi::DeviceOptions {
+    let device = coffer_iscsi::scsi::Device::new(coffer_iscsi::scsi::DeviceOptions {
         iqn: "iqn.t".to_owned(),
         ports: vec![coffer_iscsi::scsi::PortOptions { relative: 1, group: 1 }],
         state: None,
         report: Some(Arc::new(move |e: &Error| told.lock().unwrap().push(e.context().to_owned()))),
-    }));
+    });
+    let device = Arc::new(device.unwrap());
     let faults = Faults { unreadable: vec![5 * 512..6 * 512], ..Faults::default() };
     add(&device, 0, Arc::new(FaultyDevice::new(Arc::new(MemoryDevice::new(64 << 10)), faults)));
     let nexus = join(&device, "iqn.a", 1);
@@ -201,6 +202,7 @@ fn what_cannot_be_a_lun_is_refused_by_name() {
     let options = |size: u64, identity: &str, block_size| LunOptions {
         export: Arc::new(Export::new("web", Arc::new(MemoryDevice::new(size)))),
         block_size,
+        physical_block_size: None,
         identity: identity.to_owned(),
     };
     device.add_lun(0, options(8192, "a", None)).unwrap();
@@ -209,6 +211,7 @@ fn what_cannot_be_a_lun_is_refused_by_name() {
         (1, options(8192, "a", None), Kind::Locked),
         (1, options(100, "b", None), Kind::Invalid),
         (1, options(8192, "b", Some(520)), Kind::Invalid),
+        (1, LunOptions { physical_block_size: Some(8192), ..options(8192, "b", None) }, Kind::Invalid),
         (0x4000, options(8192, "b", None), Kind::Invalid),
     ] {
         assert_eq!(device.add_lun(number, options).unwrap_err().kind(), kind);

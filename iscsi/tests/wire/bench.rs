@@ -125,9 +125,14 @@ pub(crate) fn portal() -> PortalOptions {
 /// A target of these exports.
 pub(crate) fn target(name: &str, exports: &[Arc<Export>], guests: Vec<Guest>) -> TargetOptions {
     let ports = (1..=3).map(|group| PortOptions { relative: group, group }).collect();
-    let device = Device::new(DeviceOptions { iqn: name.into(), ports, state: None, report: None });
+    let device = Device::new(DeviceOptions { iqn: name.into(), ports, state: None, report: None }).unwrap();
     for (number, export) in exports.iter().enumerate() {
-        let lun = LunOptions { export: Arc::clone(export), block_size: None, identity: export.name.clone() };
+        let lun = LunOptions {
+            export: Arc::clone(export),
+            block_size: None,
+            physical_block_size: None,
+            identity: export.name.clone(),
+        };
         device.add_lun(number as u16, lun).unwrap();
     }
     TargetOptions { name: name.into(), alias: Some("a disk".into()), device: Arc::new(device), guests }

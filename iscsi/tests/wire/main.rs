@@ -12,6 +12,7 @@ mod hostile;
 mod initiator;
 mod login;
 mod management;
+mod patience;
 mod programs;
 mod recovery;
 mod sessions;

@@ -13,7 +13,7 @@
 //!   listen = ["10.0.0.1:3260"]
 //!   [[target]]                                                name, and any number of [[target.lun]] and [[target.initiator]]
 //!   name = "iqn.2026-01.com.example:web1"
-//!   [[target.lun]]                                            number, point or fork, and perhaps block-size, limit
+//!   [[target.lun]]                                            number, point or fork, and perhaps block-size, physical-block-size, limit
 //!   number = 0
 //!   fork = "lab"
 //!   [[target.initiator]]                                      all of name, allow, chap-user, chap-secret (a file), target-user,
@@ -281,7 +281,7 @@ fn targets(file: &Section<'_>, folder: &Path) -> Parsed<Vec<TargetSpec>> {
 }
 
 fn lun(section: &Section<'_>, target: &str) -> Parsed<LunSpec> {
-    section.check_keys(&["number", "point", "fork", "block-size", "limit"])?;
+    section.check_keys(&["number", "point", "fork", "block-size", "physical-block-size", "limit"])?;
     if !section.table.contains_key("number") {
         return Err(format!("a [[target.lun]] of '{target}' lacks 'number'"));
     }
@@ -289,11 +289,15 @@ fn lun(section: &Section<'_>, target: &str) -> Parsed<LunSpec> {
     let (spec, key) = section.export(Some(&format!("{target}/{number}")))?;
     let offer = Offer::of(spec, &[], section.text("limit")?, &[]);
     let offer = offer.map_err(|why| section.wrong(key, &format!("is exported with something amiss: {why}")))?;
-    let block_size: u32 = section.number("block-size", 512, 4096, 0)?;
-    if block_size != 0 && !block_size.is_power_of_two() {
-        return Err(section.wrong("block-size", "is not a power of two"));
-    }
-    Ok(LunSpec { number, offer, block_size: (block_size != 0).then_some(block_size) })
+    let block_size = |key| {
+        let size: u32 = section.number(key, 512, 4096, 0)?;
+        match size == 0 || size.is_power_of_two() {
+            true => Ok((size != 0).then_some(size)),
+            false => Err(section.wrong(key, "is not a power of two")),
+        }
+    };
+    let (block_size, physical_block_size) = (block_size("block-size")?, block_size("physical-block-size")?);
+    Ok(LunSpec { number, offer, block_size, physical_block_size })
 }
 
 fn guest(section: &Section<'_>, folder: &Path) -> Parsed<GuestSpec> {
@@ -389,6 +393,7 @@ name = "iqn.2026-01.test:a"
 [[target.lun]]
 number = 0
 point = "web1@latest:vda"
+physical-block-size = 4096
 [[target.lun]]
 number = 7
 fork = "lab"
@@ -418,6 +423,7 @@ name = "iqn.2026-01.test:b"
         let TargetSpec { name, luns, guests } = &targets[0];
         assert_eq!((name.as_str(), luns.len(), guests.len()), ("iqn.2026-01.test:a", 2, 2));
         assert_eq!((luns[0].number, luns[0].block_size, luns[1].number, luns[1].block_size), (0, None, 7, Some(4096)));
+        assert_eq!((luns[0].physical_block_size, luns[1].physical_block_size), (Some(4096), None));
         assert_eq!(luns[1].offer.spec, "iqn.2026-01.test:a/7=fork:lab".parse().unwrap());
         let (initiator, target) = guests[0].chap.clone().unwrap();
         assert_eq!((initiator.name.as_str(), initiator.secret.to_str()), ("me", Some("/etc/coffer/me.secret")));

@@ -34,6 +34,11 @@ pub(super) struct Iscsi {
     #[arg(long, value_name = "512|4096", value_parser = clap::value_parser!(u32).range(512..=4096))]
     block_size: Option<u32>,
 
+    /// What initiators are told is a physical block of all its disks, in bytes, so that they align to it: from the logical block to 4096.
+    /// Without it each logical block is one
+    #[arg(long, value_name = "512|4096", value_parser = clap::value_parser!(u32).range(512..=4096))]
+    physical_block_size: Option<u32>,
+
     /// Who may use it: the initiators of these names. Without it everybody may. May be repeated
     #[arg(long = "initiator", value_name = "IQN")]
     initiators: Vec<String>,
@@ -123,7 +128,7 @@ impl Iscsi {
         let stopped = signal::stopped(&context.terminal)?;
         let mut opener = Opener::new(context, self.budgets.reader_options())?;
         let state = opener.state_folder()?.join("reservations");
-        let (mut target, options) = spec.open(ports(&portals), state)?;
+        let (mut target, options) = spec.open(ports(&portals), state, super::report(context))?;
         for lun in &spec.luns {
             target.add(lun, &mut opener)?;
         }
@@ -159,9 +164,12 @@ impl Iscsi {
                 changed_since: Vec::new(),
             },
             block_size: self.block_size,
+            physical_block_size: self.physical_block_size,
         };
-        if self.block_size.is_some_and(|size| !size.is_power_of_two()) {
-            return Err(wrong_use("--block-size: a power of two from 512 to 4096"));
+        for (option, size) in [("block", self.block_size), ("physical-block", self.physical_block_size)] {
+            if size.is_some_and(|size| !size.is_power_of_two()) {
+                return Err(wrong_use(format!("--{option}-size: a power of two from 512 to 4096")));
+            }
         }
         if self.allow.iter().any(|permit| !matches!(permit, Permit::Network(_))) {
             return Err(wrong_use("--allow: initiators are told apart by their networks, and by --initiator"));

@@ -9,7 +9,7 @@ use crate::exit::Result;
 use crate::terminal::Terminal;
 use coffer_gateway::nbd::check_private;
 use coffer_gateway::{Access, Export, Permit};
-use coffer_iscsi::scsi::{Device, DeviceOptions, LunMask, LunOptions, PortOptions};
+use coffer_iscsi::scsi::{Device, DeviceOptions, LunMask, LunOptions, PortOptions, Report};
 use coffer_iscsi::{Chap, Credentials, Guest, Secret, TargetOptions};
 use coffer_repo::Error;
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,6 +23,8 @@ pub(super) struct LunSpec {
     pub(super) offer: Offer,
     /// Logical blocks in bytes; the disk's own without.
     pub(super) block_size: Option<u32>,
+    /// What initiators are told is a physical block, in bytes; a logical one without.
+    pub(super) physical_block_size: Option<u32>,
 }
 
 /// Who proves to be somebody, and the file of the secret.
@@ -68,9 +70,14 @@ pub(super) struct OpenLun {
 
 impl TargetSpec {
     /// Makes the target, without disks: they come by [`OpenTarget::add`].
-    pub(super) fn open(&self, ports: Vec<PortOptions>, state: PathBuf) -> Result<(OpenTarget, TargetOptions)> {
-        let options = DeviceOptions { iqn: self.name.clone(), ports, state: Some(state), report: None };
-        let device = Arc::new(Device::new(options));
+    pub(super) fn open(
+        &self,
+        ports: Vec<PortOptions>,
+        state: PathBuf,
+        report: Report,
+    ) -> Result<(OpenTarget, TargetOptions)> {
+        let options = DeviceOptions { iqn: self.name.clone(), ports, state: Some(state), report: Some(report) };
+        let device = Arc::new(Device::new(options)?);
         let guests = self.guests.iter().map(GuestSpec::open).collect::<Result<_>>()?;
         let options = TargetOptions { name: self.name.clone(), alias: None, device: Arc::clone(&device), guests };
         Ok((OpenTarget { device, luns: BTreeMap::new() }, options))
@@ -82,8 +89,12 @@ impl OpenTarget {
     pub(super) fn add(&mut self, spec: &LunSpec, opener: &mut Opener<'_>) -> Result<()> {
         let opened = opener.open(&spec.offer)?;
         let export = Arc::new(opened.export);
-        let options =
-            LunOptions { export: Arc::clone(&export), block_size: spec.block_size, identity: opened.identity };
+        let options = LunOptions {
+            export: Arc::clone(&export),
+            block_size: spec.block_size,
+            physical_block_size: spec.physical_block_size,
+            identity: opened.identity,
+        };
         self.device.add_lun(spec.number, options)?;
         self.luns.insert(spec.number, OpenLun { spec: spec.clone(), export, fork: opened.fork });
         Ok(())

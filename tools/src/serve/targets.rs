@@ -9,7 +9,7 @@ use super::offer::Opener;
 use super::target::{LunSpec, OpenLun, OpenTarget, TargetSpec};
 use crate::context::Context;
 use crate::exit::{Failure, Result};
-use coffer_iscsi::scsi::PortOptions;
+use coffer_iscsi::scsi::{PortOptions, Report};
 use coffer_iscsi::{IscsiServer, ServerOptions, SessionReport, ports};
 use coffer_repo::Error;
 use serde_json::{Value, json};
@@ -39,8 +39,10 @@ pub(super) struct Targets {
     standing: BTreeMap<String, Standing>,
     /// Disks of which commands may be under way.
     leaving: Vec<OpenLun>,
-    /// Where reservations are kept.
+    /// Where reservations, modes and states of port groups are kept.
     state: PathBuf,
+    /// Told of errors that no initiator is told of.
+    report: Report,
 }
 
 /// What following a configuration came to.
@@ -64,7 +66,7 @@ impl Targets {
         let ports = ports(&portals);
         let (mut standing, mut all) = (BTreeMap::new(), Vec::new());
         for spec in specs {
-            let (mut target, options) = spec.open(ports.clone(), state.clone())?;
+            let (mut target, options) = spec.open(ports.clone(), state.clone(), super::report(context))?;
             for lun in &spec.luns {
                 target.add(lun, opener).map_err(|failure| failing(spec, lun, failure))?;
             }
@@ -81,7 +83,7 @@ impl Targets {
         for place in server.places() {
             context.terminal.notice(format_args!("listening on iscsi://{place}"));
         }
-        Ok(Targets { server, ports, standing, leaving: Vec::new(), state })
+        Ok(Targets { server, ports, standing, leaving: Vec::new(), state, report: super::report(context) })
     }
 
     /// Offers what `specs` say, and nothing else.
@@ -129,7 +131,8 @@ impl Targets {
         if self.standing.contains_key(&spec.name) {
             return Ok(());
         }
-        let (target, options) = spec.open(self.ports.clone(), self.state.clone()).map_err(Failure::into_error)?;
+        let opened = spec.open(self.ports.clone(), self.state.clone(), Arc::clone(&self.report));
+        let (target, options) = opened.map_err(Failure::into_error)?;
         self.server.add_target(options)?;
         self.standing.insert(spec.name.clone(), Standing { spec: spec.clone(), target });
         followed.added += 1;
