@@ -84,7 +84,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     pub(crate) fn rest(&mut self) {
         if self.desk.is_idle() && matches!(self.next, Next::Head) && self.input.filled().is_empty() {
             self.input = Input::default();
-            self.desk.sender.output.rest();
+            self.desk.rest();
         }
     }
 
@@ -108,6 +108,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         loop {
             let mut has_moved = self.desk.poll_news(cx);
             has_moved |= self.serve();
+            self.desk.hand_over();
             if self.desk.ending == Ending::Now {
                 return Poll::Ready(Ok(()));
             }
