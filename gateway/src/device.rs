@@ -97,6 +97,13 @@ pub trait BlockDevice: Send + Sync {
         let _ = range;
     }
 
+    /// Whether a cached write to `range` most likely waits for nothing: a server may then do many of them on one thread. Advice only;
+    /// returns at once.
+    fn writes_swiftly(&self, range: Range<u64>) -> bool {
+        let _ = range;
+        false
+    }
+
     /// Writes `bytes` at `offset`.
     fn write_at(&self, offset: u64, bytes: &[u8], durability: Durability) -> Result<()> {
         let _ = (offset, bytes, durability);

@@ -4,7 +4,8 @@
 //!   socket -> Input -> header, digest -> Desk::announce -> data into their place, digest -> Desk::accept -> Sender -> socket
 //! ```
 //! Not here: what a PDU does ([`crate::desk`]). What holds: nothing here blocks, and all the work between two waits is bounded by one
-//! batch; a header that is damaged ends the connection, since its length cannot be trusted; data go straight to where they belong.
+//! batch; a header that is damaged ends the connection, since its length cannot be trusted; data that are many go straight to where they
+//! belong.
 
 use crate::desk::{BATCH, Desk, Destination, Ending, Incoming};
 use crate::pdu::{DIGEST, Digest, HEAD, Head, padded};
@@ -18,6 +19,12 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep_until};
+
+/// So many bytes of answers, ten short ones, are sent at once, and fewer after so many rounds at the latest.
+const KEPT_BACK: usize = 10 * HEAD;
+const ROUNDS: u32 = 16;
+/// As many bytes of data are received where they belong. Fewer are copied there, and what follows them comes with the same call.
+const DIRECT: usize = 16 << 10;
 
 /// See the file's header.
 pub(crate) struct Connection<S> {
@@ -33,11 +40,22 @@ pub(crate) struct Connection<S> {
     alarm: Option<(Instant, Pin<Box<Sleep>>)>,
     /// When bytes last came.
     heard: Instant,
+    /// How often in a row answers were kept back while more came in.
+    kept_back: u32,
     /// Since when nothing could be sent of what waits.
     blocked: Option<Instant>,
     /// Whether a PDU with data was whole since the last look, and the look that found that none was.
     is_moving: bool,
     still_since: Option<Instant>,
+}
+
+/// What came.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Received {
+    Bytes,
+    Nothing,
+    /// Nothing will.
+    End,
 }
 
 /// What the next bytes of the input are.
@@ -79,6 +97,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             vigil: Vigil::default(),
             alarm: None,
             heard: Instant::now(),
+            kept_back: 0,
             blocked: None,
             is_moving: true,
             still_since: None,
@@ -89,7 +108,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     pub(crate) fn rest(&mut self) {
         if self.desk.is_idle() && matches!(self.next, Next::Head) && self.input.filled().is_empty() {
             self.input = Input::default();
-            self.desk.sender.output.rest();
+            self.desk.rest();
         }
     }
 
@@ -124,32 +143,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         loop {
             let mut has_moved = self.desk.poll_news(cx);
             has_moved |= self.serve();
+            self.desk.hand_over();
             if self.desk.ending == Ending::Now {
                 return Poll::Ready(Ok(()));
             }
-            while self.desk.sender.output.pending() > 0 {
-                let Poll::Ready(sent) = self.desk.sender.output.poll_send(&mut self.stream, cx)? else {
-                    self.blocked.get_or_insert_with(Instant::now);
-                    break;
-                };
-                self.blocked = None;
-                self.services.counters.sent(sent);
-                self.visit.moved(sent);
-                has_moved = true;
-            }
-            if self.desk.ending == Ending::Flush && self.desk.sender.output.pending() == 0 {
-                return Poll::Ready(Ok(()));
-            }
-            if self.wants_input()
-                && let Poll::Ready(received) = self.poll_receive(cx)?
-            {
-                if received == 0 {
+            let waits = self.has_to_wait_for_more();
+            let mut received = if waits { self.receive(cx)? } else { Received::Nothing };
+            if received == Received::Bytes {
+                self.kept_back += 1;
+            } else {
+                self.kept_back = 0;
+                has_moved |= self.send(cx)?;
+                if self.desk.ending == Ending::Flush && self.desk.sender.output.pending() == 0 {
                     return Poll::Ready(Ok(()));
                 }
-                self.heard = Instant::now();
-                self.services.counters.received(received);
-                self.visit.moved(received);
-                has_moved = true;
+                if !waits {
+                    received = self.receive(cx)?;
+                }
+            }
+            match received {
+                Received::End => return Poll::Ready(Ok(())),
+                Received::Bytes => has_moved = true,
+                Received::Nothing => {}
             }
             self.desk.settle();
             if has_moved {
@@ -164,6 +179,43 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             }
             return Poll::Pending;
         }
+    }
+
+    /// Whether answers that could be sent are kept back a moment: storage threads are about to have more of them, and one call that sends
+    /// several costs what one does that sends one.
+    fn has_to_wait_for_more(&self) -> bool {
+        self.desk.jobs() > 0 && self.desk.sender.output.pending() < KEPT_BACK && self.kept_back < ROUNDS
+    }
+
+    /// Sends what the socket takes; whether it took anything.
+    fn send(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
+        let mut has_moved = false;
+        while self.desk.sender.output.pending() > 0 {
+            let Poll::Ready(sent) = self.desk.sender.output.poll_send(&mut self.stream, cx)? else {
+                self.blocked.get_or_insert_with(Instant::now);
+                break;
+            };
+            self.blocked = None;
+            self.services.counters.sent(sent);
+            self.visit.moved(sent);
+            has_moved = true;
+        }
+        Ok(has_moved)
+    }
+
+    /// Receives what there is, if it can be used.
+    fn receive(&mut self, cx: &mut Context<'_>) -> io::Result<Received> {
+        if !self.wants_input() {
+            return Ok(Received::Nothing);
+        }
+        let Poll::Ready(received) = self.poll_receive(cx)? else { return Ok(Received::Nothing) };
+        if received == 0 {
+            return Ok(Received::End);
+        }
+        self.heard = Instant::now();
+        self.services.counters.received(received);
+        self.visit.moved(received);
+        Ok(Received::Bytes)
     }
 
     /// Whether commands that waited for their time may go on now.
@@ -277,7 +329,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Receives into the data that are due, or else into the input: how many bytes, 0 at the stream's end.
     fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if let Next::Data(segment) = &mut self.next
-            && segment.missing > 0
+            && segment.missing >= DIRECT
             && let Some(buffer) = &mut segment.buffer
             && self.input.filled().is_empty()
         {
@@ -291,6 +343,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             segment.at += n;
             segment.missing -= n;
             return Poll::Ready(Ok(n));
+        }
+        if let Next::Data(segment) = &self.next {
+            self.input.expect(segment.missing.min(DIRECT));
         }
         let mut read = ReadBuf::new(self.input.space());
         std::task::ready!(Pin::new(&mut self.stream).poll_read(cx, &mut read))?;

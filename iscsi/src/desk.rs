@@ -17,13 +17,13 @@ mod control;
 mod ration;
 
 use crate::gathering::{Gathering, Place};
-use crate::job::Done;
+use crate::job::{Done, Job};
 use crate::pdu::{Async, Command, DataOut, Flaw, Head, NO_TAG, Rejection, Request, Response, opcode};
 use crate::scsi::{Outcome, Status, Task};
 use crate::sender::{Format, Sender};
 use crate::server::{Entry, Services};
 use crate::session::{Arrival, Mail, Newcomer, Session, Ticket};
-use coffer_gateway::serving::{Buffer, Visit};
+use coffer_gateway::serving::{Buffer, Returns, Visit};
 use control::Talk;
 use ration::Ration;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -66,7 +66,11 @@ pub(crate) struct Desk {
     /// Commands that their export's limits hold back, and until when.
     parked: Vec<(Instant, Ticket)>,
     mail: mpsc::Receiver<Mail>,
-    done: (mpsc::Sender<Done>, mpsc::Receiver<Done>),
+    /// What goes to the pool when the input is used up.
+    outgoing: Vec<Job>,
+    returns: Arc<Returns<Done>>,
+    /// Empty; where what came back is put.
+    returned: Vec<Done>,
     jobs: usize,
     /// Memory of what comes unasked, and of the rest.
     unasked: Ration,
@@ -151,7 +155,6 @@ impl Desk {
         format: Format,
         stat_sn: u32,
     ) -> Self {
-        let done = mpsc::channel(services.options.requests_in_flight.max(1));
         let most = services.options.bytes_in_flight;
         let unasked = Ration::new(&services.unasked, OWN, most);
         let asked = Ration::new(&services.asked, OWN, most);
@@ -167,7 +170,9 @@ impl Desk {
             queue: VecDeque::new(),
             parked: Vec::new(),
             mail,
-            done,
+            outgoing: Vec::new(),
+            returns: Arc::default(),
+            returned: Vec::new(),
             jobs: 0,
             unasked,
             asked,
@@ -498,6 +503,18 @@ impl Desk {
         self.asked.give_back(cost.asked);
     }
 
+    /// Has the pool begin what the input gave it to do.
+    pub(crate) fn hand_over(&mut self) {
+        self.services.pool.submit(self.visit.id(), self.outgoing.drain(..));
+    }
+
+    /// Lets go of what is kept to be used again.
+    pub(crate) fn rest(&mut self) {
+        (self.outgoing, self.returned) = (Vec::new(), Vec::new());
+        self.returns.rest();
+        self.sender.output.rest();
+    }
+
     /// Gives back what is not needed of the budgets, and notes whether it is the initiator that keeps the rest.
     pub(crate) fn settle(&mut self) {
         self.unasked.settle(0);
@@ -508,14 +525,13 @@ impl Desk {
 
     /// Looks for what others said and the pool did; whether there was anything.
     pub(crate) fn poll_news(&mut self, cx: &mut Context<'_>) -> bool {
-        let mut has_moved = false;
-        while self.jobs > 0
-            && let Poll::Ready(Some(done)) = self.done.1.poll_recv(cx)
-        {
+        let mut returned = std::mem::take(&mut self.returned);
+        let mut has_moved = self.jobs > 0 && self.returns.fetch(cx, &mut returned).is_ready();
+        for done in returned.drain(..) {
             self.jobs -= 1;
             self.done(done);
-            has_moved = true;
         }
+        self.returned = returned;
         while let Poll::Ready(Some(mail)) = self.mail.poll_recv(cx) {
             has_moved = true;
             match mail {

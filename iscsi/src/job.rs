@@ -6,11 +6,10 @@
 use crate::desk::Cost;
 use crate::scsi::{Code, Fate, Key, Outcome, Sense, Status, Task};
 use crate::session::Ticket;
-use coffer_gateway::serving::{self, Buffer};
+use coffer_gateway::serving::{self, Buffer, Returns};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
 
 /// A task to be run.
 pub(crate) struct Job {
@@ -27,8 +26,10 @@ pub(crate) struct Job {
     /// When it was whole.
     pub(crate) since: Instant,
     pub(crate) outcome: Outcome,
+    /// Whether it most likely waits for nothing.
+    pub(crate) is_swift: bool,
     /// Where it comes back to.
-    pub(crate) done: mpsc::Sender<Done>,
+    pub(crate) returns: Arc<Returns<Done>>,
 }
 
 /// A task that ran.
@@ -43,6 +44,16 @@ pub(crate) struct Done {
 }
 
 impl serving::Job for Job {
+    type Done = Done;
+
+    fn is_swift(&self) -> bool {
+        self.is_swift
+    }
+
+    fn returns(&self) -> &Arc<Returns<Done>> {
+        &self.returns
+    }
+
     fn run(&mut self) {
         // What was aborted while it waited for a thread does not begin.
         if self.task.fate() != Fate::Free || self.stop.load(std::sync::atomic::Ordering::Acquire) {
@@ -54,13 +65,11 @@ impl serving::Job for Job {
         self.outcome = data_in.lend(|place| task.run(data_out, place, stop));
     }
 
-    fn finish(mut self, has_panicked: bool) {
+    fn finish(mut self, has_panicked: bool) -> Done {
         if has_panicked {
             self.outcome = Outcome::check(Sense::new(Key::HardwareError, Code::INTERNAL_FAILURE));
         }
         let Job { ticket, task, data_out, data_in, outcome, cost, .. } = self;
-        let done = Done { ticket, task, data_out, data_in, outcome, cost, latency: self.since.elapsed() };
-        // There is room for every job; a connection that is gone needs no answer.
-        let _ = self.done.try_send(done);
+        Done { ticket, task, data_out, data_in, outcome, cost, latency: self.since.elapsed() }
     }
 }

@@ -305,6 +305,16 @@ impl BlockDevice for Layer {
         }
     }
 
+    /// Unless it has to read a part of a block from below.
+    fn writes_swiftly(&self, range: Range<u64>) -> bool {
+        let is_own =
+            |at: u64| self.map.look(at / BLOCK_U64 / REGION).state(at / BLOCK_U64 % REGION) != State::Untouched;
+        let (first, end) = (range.start, range.end);
+        (first < end && end <= self.size)
+            && (first.is_multiple_of(BLOCK_U64) || is_own(first))
+            && (end.is_multiple_of(BLOCK_U64) || is_own(end))
+    }
+
     fn write_at(&self, offset: u64, bytes: &[u8], durability: Durability) -> Result<()> {
         self.settle_debt(self.with_room(|| self.write_owing(offset, bytes, durability))?)
     }

@@ -251,6 +251,10 @@ impl BlockDevice for Fork {
         self.stack.prefetch(range);
     }
 
+    fn writes_swiftly(&self, range: Range<u64>) -> bool {
+        self.stack.writes_swiftly(range)
+    }
+
     fn write_at(&self, offset: u64, bytes: &[u8], durability: Durability) -> Result<()> {
         self.stack.write_at(offset, bytes, durability)
     }

@@ -357,6 +357,11 @@ impl BlockDevice for Stack {
         }
     }
 
+    /// Not while a hydration may make writers wait.
+    fn writes_swiftly(&self, range: Range<u64>) -> bool {
+        self.layers().is_ok_and(|layers| layers.tracker.is_none() && layers.top.writes_swiftly(range))
+    }
+
     fn write_at(&self, offset: u64, bytes: &[u8], durability: Durability) -> Result<()> {
         let range = offset..offset.saturating_add(bytes.len() as u64);
         self.change(

@@ -14,8 +14,9 @@ use tokio::io::AsyncWrite;
 
 /// A buffer up to this size is kept for the next request.
 const SPARE_SIZE: usize = (1 << 20) + (64 << 10);
-/// How many are kept.
-const SPARES: usize = 4;
+/// How many are kept at most, and how many bytes of them.
+const SPARES: usize = 64;
+const SPARE_BYTES: usize = 4 * SPARE_SIZE;
 /// Replies are appended to a buffer until it is as long as this.
 const TAIL: usize = 256 << 10;
 /// So many bytes are queued without a buffer.
@@ -115,6 +116,7 @@ pub struct Output {
     sent: usize,
     pending: usize,
     spares: Vec<Buffer>,
+    spare_bytes: usize,
 }
 
 impl Output {
@@ -126,20 +128,25 @@ impl Output {
 
     /// An empty buffer.
     pub fn spare(&mut self) -> Buffer {
-        self.spares.pop().unwrap_or_default()
+        let spare = self.spares.pop().unwrap_or_default();
+        self.spare_bytes -= spare.storage.len();
+        spare
     }
 
     /// Takes a buffer back.
     pub fn recycle(&mut self, mut buffer: Buffer) {
-        if self.spares.len() < SPARES && buffer.storage.len() <= SPARE_SIZE {
+        let len = buffer.storage.len();
+        let is_kept = len > 0 && len <= SPARE_SIZE && len <= SPARE_BYTES - self.spare_bytes;
+        if is_kept && self.spares.len() < SPARES {
             buffer.truncate(0);
+            self.spare_bytes += len;
             self.spares.push(buffer);
         }
     }
 
     /// Lets go of all that is kept to be used again.
     pub fn rest(&mut self) {
-        self.spares = Vec::new();
+        (self.spares, self.spare_bytes) = (Vec::new(), 0);
         if self.pending == 0 {
             // What may be left is a reply that was taken back.
             self.queue = VecDeque::new();
@@ -266,6 +273,7 @@ mod tests {
         }
         assert!(found == due);
         assert!(output.queue.is_empty() && output.spares.len() <= SPARES);
+        assert_eq!(output.spares.iter().map(|spare| spare.storage.len()).sum::<usize>(), output.spare_bytes);
     }
 
     #[test]

@@ -35,6 +35,14 @@ impl Input {
         self.bytes.get(from..self.start).unwrap_or_default()
     }
 
+    /// Makes room for requests of about `len` bytes, several at a time.
+    pub fn expect(&mut self, len: usize) {
+        let len = len.saturating_mul(16).min(INPUT);
+        if self.bytes.len() < len {
+            self.bytes.resize(len, 0);
+        }
+    }
+
     /// Where the next bytes go; [`Input::received`] says how many came.
     pub fn space(&mut self) -> &mut [u8] {
         if self.start > 0 {
@@ -63,6 +71,7 @@ mod tests {
     fn it_grows_to_its_bound_and_keeps_order() {
         let (mut input, mut sent, mut seen) = (Input::default(), 0u8, 0u8);
         for round in 0..1000usize {
+            input.expect(round % 200);
             let space = input.space();
             let n = space.len().min(round * 37 % 70_000);
             for place in space.iter_mut().take(n) {

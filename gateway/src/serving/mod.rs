@@ -5,6 +5,7 @@
 //!     listener     a socket file, a port, or a socket that was handed over
 //!   connections    who is there, for whoever asks; orders to rest or to leave
 //!   pool           threads that wait for storage, connections taking turns
+//!     returns      outcomes on their way back to a connection
 //!   budget         memory that connections share
 //!   input, buffer  bytes that came, bytes on their way out
 //!   vigil          staying awake a moment for a client that sends one request at a time
@@ -21,6 +22,7 @@ mod input;
 mod listener;
 mod pool;
 mod reports;
+mod returns;
 mod vigil;
 
 pub use budget::{Budget, Grant, Wait};
@@ -29,6 +31,7 @@ pub use connections::{Connections, Order, Visit};
 pub use hall::{Accepted, Hall, HallOptions, Host, Stopped, Stream};
 pub use input::{INPUT, Input};
 pub use listener::{Listener, Listening, ListeningSocket, Place, SocketFile, tuned, tuned_local};
-pub use pool::{Job, Pool};
+pub use pool::{Job, Pool, SWIFT};
 pub use reports::{Report, Reports};
+pub use returns::Returns;
 pub use vigil::Vigil;

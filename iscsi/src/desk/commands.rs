@@ -13,7 +13,7 @@ use crate::scsi::{Code, Fate, Key, Outcome, Sense, Status, Traffic};
 use crate::sender::Addressee;
 use crate::session::{Finished, Ticket};
 use coffer_gateway::Deed;
-use coffer_gateway::serving::Buffer;
+use coffer_gateway::serving::{Buffer, SWIFT};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -193,9 +193,13 @@ impl Desk {
         let Some(task) = exchange.task.take() else { return };
         exchange.stage = Stage::Running;
         self.jobs += 1;
-        let mut data_in = self.sender.output.spare();
-        data_in.grow(self.sender.room());
+        let mut data_in = Buffer::default();
+        if task.data_in() > 0 {
+            data_in = self.sender.output.spare();
+            data_in.grow(self.sender.room());
+        }
         let data_out = std::mem::take(&mut exchange.data);
+        let is_swift = task.data_out() <= SWIFT && task.is_swift();
         let given = usize::try_from(task.data_out().min(exchange.writes())).unwrap_or(usize::MAX);
         let job = Job {
             ticket: exchange.ticket(),
@@ -207,9 +211,10 @@ impl Desk {
             cost: std::mem::take(&mut exchange.cost),
             since: Instant::now(),
             outcome: Outcome::GOOD,
-            done: self.done.0.clone(),
+            is_swift,
+            returns: Arc::clone(&self.returns),
         };
-        self.services.pool.submit(self.visit.id(), job);
+        self.outgoing.push(job);
     }
 
     /// A job came back.

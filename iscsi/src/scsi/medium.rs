@@ -213,6 +213,11 @@ impl Medium {
         self.failed(error, self.lba(at), "a read", false)
     }
 
+    /// Whether a cached write of `blocks` most likely waits for nothing.
+    pub(super) fn writes_swiftly(&self, blocks: Blocks) -> bool {
+        self.device().writes_swiftly(self.range(blocks))
+    }
+
     pub(super) fn write(&self, offset: u64, bytes: &[u8], durability: Durability) -> Result<(), Sense> {
         let written = self.device().write_at(offset, bytes, durability);
         written.map_err(|e| self.failed(&e, self.lba(offset), "a write", true))

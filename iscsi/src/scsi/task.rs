@@ -201,6 +201,16 @@ impl Task {
         }
     }
 
+    /// Whether it most likely waits for nothing, once its data are there.
+    #[must_use]
+    pub fn is_swift(&self) -> bool {
+        let Some(seat) = &self.seat else { return false };
+        match self.command {
+            Command::Write { blocks, is_forced } => transfer::writes_swiftly(&seat.lun, blocks, is_forced),
+            _ => false,
+        }
+    }
+
     /// Runs it if that needs neither data from the initiator nor I/O nor waiting, appending what it gives; else `None`, and
     /// nothing was done.
     pub fn try_run(&self, data_in: &mut Vec<u8>) -> Option<Outcome> {

@@ -62,6 +62,11 @@ pub(super) fn durability(lun: &Lun, is_forced: bool) -> Durability {
     if is_forced || !lun.modes().has_write_cache { Durability::Forced } else { Durability::Cached }
 }
 
+/// Whether a write most likely goes into memory only.
+pub(super) fn writes_swiftly(lun: &Lun, blocks: Blocks, is_forced: bool) -> bool {
+    durability(lun, is_forced) == Durability::Cached && lun.medium.writes_swiftly(blocks)
+}
+
 pub(super) fn write(lun: &Lun, blocks: Blocks, is_forced: bool, data: &[u8]) -> Result<(), Sense> {
     let data = whole(&lun.medium, blocks, data);
     if data.is_empty() {

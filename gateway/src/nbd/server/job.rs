@@ -7,10 +7,9 @@ use super::super::proto::errno;
 use super::super::proto::transmission::Request;
 use super::reply;
 use super::session::Session;
-use crate::serving::{self, Buffer};
+use crate::serving::{self, Buffer, Returns};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
 
 /// A request to be executed.
 pub(super) struct Job {
@@ -19,7 +18,9 @@ pub(super) struct Job {
     /// The payload of a write; becomes the reply.
     pub(super) buffer: Buffer,
     /// Where the reply goes.
-    pub(super) done: mpsc::Sender<Done>,
+    pub(super) returns: Arc<Returns<Done>>,
+    /// Whether it most likely waits for nothing.
+    pub(super) is_swift: bool,
     /// When the request was whole.
     pub(super) since: Instant,
     /// Whether it went well.
@@ -37,19 +38,27 @@ pub(super) struct Done {
 }
 
 impl serving::Job for Job {
+    type Done = Done;
+
+    fn is_swift(&self) -> bool {
+        self.is_swift
+    }
+
+    fn returns(&self) -> &Arc<Returns<Done>> {
+        &self.returns
+    }
+
     fn run(&mut self) {
         self.is_well = self.session.execute(&self.request, &mut self.buffer);
     }
 
-    fn finish(mut self, has_panicked: bool) {
+    fn finish(mut self, has_panicked: bool) -> Done {
         if has_panicked {
             self.buffer.truncate(0);
             reply::error(self.session.framing, &self.request, errno::EIO, "the server failed", &mut self.buffer);
         }
         let latency = self.since.elapsed();
-        let done = Done { request: self.request, reply: self.buffer, is_well: self.is_well, latency };
-        // There is room for every request in flight; a connection that is gone needs no reply.
-        let _ = self.done.try_send(done);
+        Done { request: self.request, reply: self.buffer, is_well: self.is_well, latency }
     }
 }
 
@@ -63,6 +72,7 @@ mod tests {
     use crate::nbd::proto::transmission::{Reply, command};
     use crate::serving::Pool;
     use std::ops::Range;
+    use std::task::{Context, Waker};
 
     /// A device with a bug.
     struct Buggy;
@@ -93,7 +103,7 @@ mod tests {
         }
     }
 
-    fn job(cookie: u64, done: &mpsc::Sender<Done>) -> Job {
+    fn job(cookie: u64, returns: &Arc<Returns<Done>>) -> Job {
         let device = Arc::new(Buggy);
         let export = Taken::new(Arc::new(Export::new("x", device)));
         let session = Session { export, framing: Framing::Simple, contexts: Vec::new(), report: None };
@@ -101,7 +111,8 @@ mod tests {
             session: Arc::new(session),
             request: Request { flags: 0, command: command::READ, cookie, offset: 0, length: 1 },
             buffer: Buffer::default(),
-            done: done.clone(),
+            returns: Arc::clone(returns),
+            is_swift: false,
             since: Instant::now(),
             is_well: false,
         }
@@ -110,15 +121,16 @@ mod tests {
     #[test]
     fn a_device_that_panics_fails_its_request_and_no_thread() {
         let pool = Pool::start("nbd", 1).unwrap();
-        let (done, mut replies) = mpsc::channel(3);
+        let (returns, mut replies) = (Arc::default(), Vec::new());
         for cookie in 0..3 {
-            pool.submit(cookie, job(cookie, &done));
+            pool.submit(cookie, [job(cookie, &returns)]);
         }
         drop(pool);
-        for cookie in 0..3 {
-            let Done { request, reply, is_well, .. } = replies.try_recv().unwrap();
-            assert_eq!((request.cookie, is_well), (cookie, false));
+        assert!(returns.fetch(&mut Context::from_waker(Waker::noop()), &mut replies).is_ready());
+        for (cookie, Done { request, reply, is_well, .. }) in (0..).zip(&replies) {
+            assert_eq!((request.cookie, *is_well), (cookie, false));
             assert_eq!(reply.filled(), Reply::encode_simple(errno::EIO, cookie));
         }
+        assert_eq!(replies.len(), 3);
     }
 }

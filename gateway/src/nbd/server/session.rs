@@ -10,7 +10,7 @@ use super::context::Context;
 use super::reply;
 use crate::device::{Durability, Zeroing, check_range};
 use crate::export::{Deed, Export, Taken};
-use crate::serving::{Buffer, Report};
+use crate::serving::{Buffer, Report, SWIFT};
 use crate::{Error, Kind, Result};
 use std::ops::Range;
 
@@ -138,6 +138,12 @@ impl Session {
             }
             _ => None,
         }
+    }
+
+    /// Whether a checked request most likely waits for nothing on a storage thread.
+    pub(super) fn is_swift(&self, request: &Request) -> bool {
+        let is_small = request.command == command::WRITE && request.length <= SWIFT;
+        is_small && request.flags & command_flag::FUA == 0 && self.export.device.writes_swiftly(range(request))
     }
 
     /// Executes a checked request, and says whether it went well. `buffer` holds the request's payload and, afterwards, the reply.

@@ -20,7 +20,7 @@ use super::job::{Done, Job};
 use super::session::{Refusal, Session};
 use super::{Services, reply};
 use crate::export::Deed;
-use crate::serving::{Buffer, Grant, INPUT, Input, Output, Vigil, Visit, Wait};
+use crate::serving::{Buffer, Grant, INPUT, Input, Output, Returns, Vigil, Visit, Wait};
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -28,7 +28,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::mpsc;
 use tokio::time::{Sleep, sleep};
 
 /// Bytes that a connection may hold whatever others hold: a request of 1 MiB.
@@ -57,7 +56,11 @@ pub(super) struct Transmission<S> {
     input: Input,
     incoming: Incoming,
     output: Output,
-    done: (mpsc::Sender<Done>, mpsc::Receiver<Done>),
+    /// What goes to the pool when the input is used up.
+    outgoing: Vec<Job>,
+    returns: Arc<Returns<Done>>,
+    /// Empty; where what came back is put.
+    returned: Vec<Done>,
     requests_in_pool: usize,
     /// Also of a request whose payload is still coming in.
     bytes_in_pool: usize,
@@ -84,7 +87,6 @@ enum Incoming {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
     pub(super) fn new(stream: S, session: Session, visit: Arc<Visit<Entry>>, services: Arc<Services>) -> Self {
-        let done = mpsc::channel(services.options.requests_in_flight.max(1));
         Transmission {
             stream,
             session: Arc::new(session),
@@ -98,7 +100,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
             input: Input::default(),
             incoming: Incoming::Header,
             output: Output::default(),
-            done,
+            outgoing: Vec::new(),
+            returns: Arc::default(),
+            returned: Vec::new(),
             requests_in_pool: 0,
             bytes_in_pool: 0,
             is_unflushed: false,
@@ -116,6 +120,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
         let is_idle = self.held() == 0 && self.requests_in_pool == 0 && self.hold.is_none() && self.wait.is_none();
         if is_idle && matches!(self.incoming, Incoming::Header) && self.input.filled().is_empty() {
             self.input = Input::default();
+            (self.outgoing, self.returned) = (Vec::new(), Vec::new());
+            self.returns.rest();
             self.output.rest();
         }
     }
@@ -125,6 +131,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
         loop {
             let mut has_moved = self.collect(cx);
             has_moved |= self.serve();
+            self.services.pool.submit(self.visit.id(), self.outgoing.drain(..));
             while self.output.pending() > 0 {
                 match self.output.poll_send(&mut self.stream, cx)? {
                     Poll::Ready(sent) => {
@@ -177,16 +184,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
 
     /// Takes finished requests back from the pool.
     fn collect(&mut self, cx: &mut Context<'_>) -> bool {
-        let mut has_moved = false;
-        while self.requests_in_pool > 0
-            && let Poll::Ready(Some(Done { request, reply, is_well, latency })) = self.done.1.poll_recv(cx)
-        {
+        let mut returned = std::mem::take(&mut self.returned);
+        let has_moved = self.requests_in_pool > 0 && self.returns.fetch(cx, &mut returned).is_ready();
+        for Done { request, reply, is_well, latency } in returned.drain(..) {
             self.requests_in_pool -= 1;
             self.bytes_in_pool -= self.session.cost(&request);
             self.output.push(reply);
             self.answered(&request, is_well, Some(latency));
-            has_moved = true;
         }
+        self.returned = returned;
         has_moved
     }
 
@@ -363,9 +369,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
 
     fn submit(&mut self, request: Request, buffer: Buffer) {
         self.requests_in_pool += 1;
-        let (session, done) = (Arc::clone(&self.session), self.done.0.clone());
-        let job = Job { session, request, buffer, done, since: Instant::now(), is_well: false };
-        self.services.pool.submit(self.visit.id(), job);
+        let (session, returns) = (Arc::clone(&self.session), Arc::clone(&self.returns));
+        let is_swift = session.is_swift(&request);
+        self.outgoing.push(Job { session, request, buffer, returns, is_swift, since: Instant::now(), is_well: false });
     }
 
     /// Whether more input could be used: not while a whole request, or a part of a payload, waits for room. While one is held back
