@@ -22,6 +22,11 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// The Debian packages of the outside programs: all that a test names by [`outside`].
 const PACKAGES: &[(&str, &str)] = &[
     ("bash", "bash"),
+    ("ceph", "ceph-common"),
+    ("ceph-authtool", "ceph-common"),
+    ("ceph-mgr", "ceph-mgr"),
+    ("ceph-mon", "ceph-mon"),
+    ("ceph-osd", "ceph-osd"),
     ("cmp", "diffutils"),
     ("cp", "coreutils"),
     ("debugfs", "e2fsprogs"),
@@ -31,14 +36,19 @@ const PACKAGES: &[(&str, &str)] = &[
     ("iscsi-test-cu", "libiscsi-bin"),
     ("losetup", "mount"),
     ("mke2fs", "e2fsprogs"),
+    ("monmaptool", "ceph-base"),
     ("mount", "mount"),
     ("nbdcopy", "libnbd-bin"),
     ("nbdinfo", "libnbd-bin"),
     ("nbdkit", "nbdkit"),
+    ("node", "nodejs"),
+    ("openssl", "openssl"),
     ("qemu-img", "qemu-utils"),
     ("qemu-io", "qemu-utils"),
     ("qemu-nbd", "qemu-utils"),
     ("qemu-system-x86_64", "qemu-system-x86"),
+    ("radosgw", "radosgw"),
+    ("radosgw-admin", "ceph-common"),
     ("umount", "mount"),
 ];
 
