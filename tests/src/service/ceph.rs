@@ -60,6 +60,7 @@ mon data avail warn = 2
 rgw frontends = beast endpoint=127.0.0.1:{rgw}
 rgw data = {folder}/rgw
 rgw swift account in url = true
+rgw bucket quota ttl = 0
 ";
 
 impl Ceph {
@@ -189,9 +190,16 @@ impl Ceph {
         self.make(name);
         Place {
             location: format!("swift://{name}/"),
-            options: vec![format!("auth-url=http://127.0.0.1:{}/auth/v1.0", self.rgw)],
+            options: vec![format!("auth-url=http://127.0.0.1:{}/auth/v1.0", self.rgw), "auth=v1".to_owned()],
             environment: SWIFT.map(|(name, value)| (name, value.to_owned())).to_vec(),
         }
+    }
+
+    /// From now on the bucket takes no more than so many bytes.
+    pub fn limit(&self, bucket: &str, bytes: u64) {
+        let (bucket, size) = (format!("--bucket={bucket}"), format!("--max-size={bytes}"));
+        run(self.program("radosgw-admin").args(["quota", "set", "--quota-scope=bucket", &bucket, &size]));
+        run(self.program("radosgw-admin").args(["quota", "enable", "--quota-scope=bucket", &bucket]));
     }
 
     /// Whether anything keeps the cluster from working, in its own words.

@@ -23,9 +23,13 @@ pub mod seaweedfs;
 mod site;
 
 use crate::dice::Dice;
+use coffer_repo::backend::address::Address;
+use coffer_repo::backend::secrets::Secrets;
+use coffer_repo::backend::{Backend, Given, address, open};
 use coffer_repo::entropy::{Entropy, System};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Where a repository may lie in a store, and all that `coffer` has to be told to reach it.
 #[derive(Clone, Debug)]
@@ -39,6 +43,25 @@ pub struct Place {
 }
 
 impl Place {
+    /// The store at this place, opened by this process.
+    #[must_use]
+    pub fn open(&self) -> Arc<dyn Backend> {
+        let options: Vec<_> = self.options.iter().map(|option| address::parse_option(option).unwrap()).collect();
+        let address = Address::parse(&self.location, &options).unwrap();
+        let Address::Object(object) = &address else { panic!("{} is a folder", self.location) };
+        let secret =
+            |name: &str| self.environment.iter().find(|(known, _)| *known == name).map(|(_, v)| v.clone().into());
+        let secrets = Secrets::gather(object.scheme(), secret);
+        open(&address, &Given { secrets, entropy: Arc::new(System), minute: Arc::new(|| 0) }).unwrap()
+    }
+
+    /// A place of its own below this one.
+    #[must_use]
+    pub fn below(mut self, name: &str) -> Place {
+        self.location = format!("{}/{name}", self.location.trim_end_matches('/'));
+        self
+    }
+
     /// The same place, with the endpoint at another port, as that of a proxy.
     #[must_use]
     pub fn through(mut self, port: u16) -> Place {
@@ -84,6 +107,5 @@ pub fn free_ports<const N: usize>() -> [u16; N] {
 #[must_use]
 pub fn installed(path: &str) -> PathBuf {
     let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target").join(path);
-    assert!(file.exists(), "{} is missing: run tests/setup.sh", file.display());
-    file
+    file.canonicalize().unwrap_or_else(|e| panic!("{}: {e}; tests/setup.sh installs it", file.display()))
 }

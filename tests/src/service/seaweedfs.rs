@@ -10,16 +10,27 @@ use super::site::Site;
 use super::{Place, free_ports, installed};
 use crate::http::Request;
 use serde_json::json;
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
 
 /// The key that is known, as AWS calls its two halves.
 pub const KEY: [(&str, &str); 2] = [("AWS_ACCESS_KEY_ID", "COFFERKEY"), ("AWS_SECRET_ACCESS_KEY", "COFFERSECRET")];
 
+/// Whether its S3 gateway speaks TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tls {
+    /// Plain HTTP.
+    Off,
+    /// With a certificate that it signed itself, for `localhost` and 127.0.0.1.
+    On,
+}
+
 /// A running SeaweedFS.
 pub struct SeaweedFs {
     site: Site,
     ports: Ports,
+    tls: Tls,
 }
 
 struct Ports {
@@ -33,15 +44,15 @@ impl SeaweedFs {
     #[must_use]
     pub fn shared() -> &'static SeaweedFs {
         static SHARED: OnceLock<SeaweedFs> = OnceLock::new();
-        SHARED.get_or_init(SeaweedFs::start)
+        SHARED.get_or_init(|| SeaweedFs::start(Tls::Off))
     }
 
     /// One of the caller's own, which may be stopped. About 4 s.
     #[must_use]
-    pub fn start() -> SeaweedFs {
+    pub fn start(tls: Tls) -> SeaweedFs {
         let site = Site::new("seaweedfs");
         let [s3, filer, others @ ..] = free_ports::<8>();
-        let seaweed = SeaweedFs { site, ports: Ports { s3, filer, others } };
+        let seaweed = SeaweedFs { site, ports: Ports { s3, filer, others }, tls };
         let credentials = json!([{ "accessKey": KEY[0].1, "secretKey": KEY[1].1 }]);
         let identity = json!({
             "name": "coffer",
@@ -51,6 +62,12 @@ impl SeaweedFs {
         let identities = json!({ "identities": [identity] }).to_string();
         std::fs::write(seaweed.site.folder().join("s3.json"), identities).unwrap();
         std::fs::create_dir(seaweed.site.folder().join("store")).unwrap();
+        if tls == Tls::On {
+            let names = ["localhost", "127.0.0.1"].map(str::to_owned);
+            let pair = rcgen::generate_simple_self_signed(names).unwrap();
+            std::fs::write(seaweed.certificate(), pair.cert.pem()).unwrap();
+            std::fs::write(seaweed.site.folder().join("s3.key"), pair.signing_key.serialize_pem()).unwrap();
+        }
         seaweed.resume();
         seaweed
     }
@@ -84,19 +101,32 @@ impl SeaweedFs {
         ] {
             weed.arg(format!("-{name}={port}"));
         }
+        if self.tls == Tls::On {
+            weed.args(["-s3.cert.file=s3.pem", "-s3.key.file=s3.key"]);
+        }
         self.site.spawn("weed", &mut weed);
         // It can store once the filer has written something through a volume, and the gateway answers.
         self.site.wait_until("SeaweedFS that stores", || {
             let put = Request { method: "PUT", target: "/ready/yes", fields: &[], body: b"yes" };
             let health = Request { method: "GET", target: "/healthz", fields: &[], body: b"" };
-            put.ask(filer).is_ok_and(|answer| answer.head.status() == 201)
-                && health.ask(s3).is_ok_and(|answer| answer.head.status() == 200)
+            let is_healthy = || match self.tls {
+                Tls::Off => health.ask(s3).is_ok_and(|answer| answer.head.status() == 200),
+                // What it says to who does not speak TLS.
+                Tls::On => health.ask(s3).is_ok_and(|answer| answer.head.status() == 400),
+            };
+            put.ask(filer).is_ok_and(|answer| answer.head.status() == 201) && is_healthy()
         });
     }
 
     /// Ends it at once, as a loss of power does.
     pub fn kill(&self) {
         self.site.kill("weed");
+    }
+
+    /// The file with the certificate of TLS.
+    #[must_use]
+    pub fn certificate(&self) -> PathBuf {
+        self.site.folder().join("s3.pem")
     }
 
     /// Port of the S3 gateway.
@@ -111,9 +141,10 @@ impl SeaweedFs {
         let target = format!("/buckets/{name}/");
         let _ =
             Request { method: "POST", target: &target, fields: &[], body: b"" }.ask(self.ports.filer).unwrap().good();
+        let scheme = if self.tls == Tls::On { "https" } else { "http" };
         Place {
             location: format!("s3://{name}/"),
-            options: vec![format!("endpoint=http://127.0.0.1:{}", self.ports.s3), "region=us-east-1".to_owned()],
+            options: vec![format!("endpoint={scheme}://127.0.0.1:{}", self.ports.s3), "region=us-east-1".to_owned()],
             environment: KEY.map(|(name, value)| (name, value.to_owned())).to_vec(),
         }
     }
