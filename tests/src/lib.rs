@@ -15,3 +15,4 @@ pub mod qmp;
 pub mod rig;
 pub mod simulation;
 pub mod stage;
+pub mod weak;

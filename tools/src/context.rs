@@ -61,14 +61,10 @@ impl Context {
 
     /// Opens another repository.
     pub(crate) fn open_at(&self, location: &str, opener: &Opener) -> Result<Arc<Repository>> {
-        let path = local_path(location)?;
-        let backend: Arc<dyn Backend> = Arc::new(Local::open(&path).map_err(|e| match e.kind() {
-            Kind::NotFound => e.within("there is no repository; 'coffer init' makes one"),
-            _ => e,
-        })?);
+        let backend = connect(location)?;
         // Before anybody is asked for a passphrase in vain.
         if backend.size(descriptor::OBJECT_NAME)?.is_none() {
-            let why = format!("{} is not a Coffer repository; 'coffer init' makes one", path.display());
+            let why = format!("{} is not a Coffer repository; 'coffer init' makes one", backend.location());
             return Err(Error::not_found(why).into());
         }
         let credential = credential::obtain(opener)?;
@@ -205,6 +201,15 @@ fn misnamed(error: Error) -> Failure {
         Kind::Invalid => wrong_use(error.to_string()),
         _ => error.into(),
     }
+}
+
+/// A connection of its own to the store at a location.
+pub(crate) fn connect(location: &str) -> Result<Arc<dyn Backend>> {
+    let opened = Local::open(&local_path(location)?).map_err(|e| match e.kind() {
+        Kind::NotFound => e.within("there is no repository; 'coffer init' makes one"),
+        _ => e,
+    });
+    Ok(Arc::new(opened?))
 }
 
 /// Where random bytes come from in this program.
