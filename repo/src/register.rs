@@ -59,7 +59,12 @@ impl Repository {
             return self.decided(name);
         }
         let (Put::Created | Put::Exists) = self.put_decision(name, Decision::Commit)?;
-        Ok(Some(Decision::Commit))
+        if self.exists(&name.claim())? {
+            return Ok(Some(Decision::Commit));
+        }
+        // Others had completed it, and it was forgotten and swept: a decision about nothing would pass for damage.
+        self.backend().delete(&name.decision())?;
+        Ok(None)
     }
 
     fn revoke_by_looks(&self, name: ClaimName) -> Result<Option<Decision>> {

@@ -8,7 +8,7 @@
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
 
 use crate::counting::Counting;
-use crate::rig::{collect, collecting, open};
+use crate::rig::{at, collect, collecting, open};
 use crate::stage::{Contents, Kinds, Stage, content};
 use coffer_repo::Error;
 use coffer_repo::backend::memory::Memory;
@@ -22,15 +22,18 @@ use coffer_repo::pack::{PackBuilder, PackOptions};
 use coffer_repo::reader::{Reader, ReaderOptions};
 use coffer_repo::repository::Repository;
 use coffer_repo::session::SessionTag;
-use coffer_repo::snapshot::Snapshot;
+use coffer_repo::snapshot::{ClaimName, Forget, Snapshot};
 use coffer_repo::verify::{DataCheck, VerifyOptions, VerifyProgress, verify};
 use coffer_repo::{moved, pack};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// A time long after everything else: who collects then takes every session for dead.
 pub const LATE: u64 = 100_000_000;
+
+/// What stays of a claim that was revoked, where the store has no put-if-absent: what was put beside it, too.
+const REVOKED: [&str; 3] = ["/decision", "/revoke", "/intent"];
 
 /// Looks at a store and remembers what it has to hold.
 pub struct Audit<'a> {
@@ -131,9 +134,8 @@ impl<'a> Audit<'a> {
     /// After the storm: collects in peace, and looks at what is left.
     pub fn settle(&self, seed: u64) -> Result<(), Failure> {
         self.all_is_there().map_err(Failure::Loss)?;
-        for (name, parts) in self.contested().map_err(Failure::Other)? {
-            let given_up = if parts.len() > 2 { self.repo.forget(name, at(LATE * 3)) } else { Ok(()) };
-            given_up.map_err(|e| Failure::Other(format!("giving up {name}: {e:?}")))?;
+        for name in self.contested().map_err(Failure::Other)?.keys() {
+            self.repo.forget(*name, at(LATE * 3)).map_err(|e| Failure::Other(format!("giving up {name}: {e:?}")))?;
         }
         self.collect_in_peace(seed).map_err(Failure::Other)?;
         self.all_is_there().map_err(Failure::Loss)?;
