@@ -233,7 +233,7 @@ fn record_kind(name: &str) -> ObjectKind {
         "notes" => ObjectKind::Note,
         "snapshots" => match ClaimName::parse(name).unwrap().1 {
             ClaimPart::Claim => ObjectKind::Claim,
-            ClaimPart::Decision => ObjectKind::Decision,
+            ClaimPart::Decision | ClaimPart::Intent | ClaimPart::Revoke => ObjectKind::Decision,
         },
         other => panic!("{other}"),
     }

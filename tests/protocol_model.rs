@@ -14,6 +14,11 @@
 //! counts lies in some pack; and hints and moved records lead to it, without an index. A snapshot counts from its
 //! writer being told so until it is forgotten, a pin from its check until its forget.
 //!
+//! On a store whose puts replace what is there a decision takes two looks more: the writer puts an *intent*, sees that nobody
+//! is about to revoke, and puts COMMIT; who revokes puts a *revoke*, sees no intent, and puts REVOKE; who finds an intent and
+//! then no revoke puts COMMIT in the writer's stead. Both at once leave the claim undecided, and a root. There two things more
+//! hold: nobody replaces a decision by the other one; and what somebody completes counts from then on.
+//!
 //! Bounds: the numbers of writers, collectors, copies, and packs in a record stand in each test. A writer writes one
 //! snapshot and looks elsewhere once for each chunk; a collector runs once; there is one pin. `COFFER_MODEL=large` goes
 //! further, by hand.
@@ -56,7 +61,7 @@ mod store;
 #[path = "protocol_model/writer.rs"]
 mod writer;
 
-use protocol::{CollectorStep, FOUND, Flaw, KEPT, Protocol, WriterStep};
+use protocol::{AGREED, CollectorStep, DeciderStep, FOUND, Flaw, KEPT, Protocol, WriterStep};
 use stateright::{Checker, Expectation, HasDiscoveries, Model};
 use store::Set;
 
@@ -106,6 +111,39 @@ fn two_writers_and_one_collector_lose_nothing() {
     exhaust("2 writers, 1 collector, a copy", Protocol { pin: false, ..Protocol::new(2, 1) });
 }
 
+/// Stores without put-if-absent, whose listings are strong.
+#[test]
+fn stores_that_overwrite_lose_nothing() {
+    exhaust("overwriting: 1 writer, 2 collectors", small(1, 2).overwriting());
+    exhaust("overwriting: 1 writer, 1 collector, a pin, a copy", Protocol::new(1, 1).overwriting());
+}
+
+#[test]
+fn decisions_with_flaws_are_found_out() {
+    use DeciderStep::{Commit, PutRevoke, Revoke, SeeIntent, SeeNoIntent, SeeNoRevoke};
+    use WriterStep::{CheckPacks, CheckParent, Claim, Decide, Done, Intend, SeeRevoke, Upload};
+    let sound = || small(1, 1).overwriting();
+    for promise in [KEPT, AGREED] {
+        let with = |writer| Protocol { writer, ..sound() };
+        refute("no intent", promise, with(&[Upload, Claim, CheckParent, CheckPacks, Decide, Done]));
+        let unseen = &[Upload, Claim, CheckParent, CheckPacks, Intend, Decide, Done];
+        refute("a revoke not looked for", promise, with(unseen));
+        let early = &[Upload, Claim, CheckParent, CheckPacks, SeeRevoke, Intend, Decide, Done];
+        refute("a revoke looked for before the intent is put", promise, with(early));
+        let revoker = |revoker| Protocol { revoker, ..sound() };
+        refute("an intent not looked for", promise, revoker(&[PutRevoke, Revoke]));
+        refute("an intent looked for before the revoke is put", promise, revoker(&[SeeNoIntent, PutRevoke, Revoke]));
+        let helper = |helper| Protocol { helper, ..sound() };
+        refute("a commit completed whatever was revoked", promise, helper(&[SeeIntent, Commit]));
+        refute("a revoke looked for before the intent is seen", promise, helper(&[SeeNoRevoke, SeeIntent, Commit]));
+        refute("a revoke swept with its claim", promise, flawed(Flaw::RevokingSwept, sound()));
+    }
+    refute("a revoke trusted on its own", KEPT, flawed(Flaw::RevokeTrustedAlone, sound()));
+    let unchecked =
+        Protocol { writer: &[Upload, Claim, Intend, SeeRevoke, CheckParent, CheckPacks, Decide, Done], ..sound() };
+    refute("an intent put before the check", KEPT, unchecked);
+}
+
 #[test]
 fn a_writer_that_uploads_again_loses_nothing() {
     let bounds = Protocol { uploads_again: true, condemns: 4, ..Protocol::new(1, 1) };
@@ -124,6 +162,8 @@ fn larger_bounds_lose_nothing() {
     exhaust("1 writer that uploads again, 2 collectors, 2 copies", no_pin(again));
     exhaust("1 writer, 3 collectors, a copy", no_pin(Protocol::new(1, 3)));
     exhaust("2 writers, 2 collectors", small(2, 2));
+    exhaust("overwriting: 2 writers, 1 collector", small(2, 1).overwriting());
+    exhaust("overwriting: 1 writer, 2 collectors, a pin, a copy", Protocol::new(1, 2).overwriting());
 }
 
 /// Nothing is taken together, and claims are listed one by one, in both orders.

@@ -19,6 +19,7 @@ mod cast;
 use cast::Actor;
 use coffer_repo::backend::memory::Memory;
 use coffer_repo::backend::{Backend, Put, list_sorted};
+use coffer_repo::store_class::StoreClass;
 use coffer_tests::audit::{Audit, Failure};
 use coffer_tests::dice::Dice;
 use coffer_tests::rig::{open, open_index};
@@ -47,6 +48,10 @@ struct Broken {
     collectors: Lens,
     /// Listings are late.
     weak: bool,
+    /// Puts replace each other. No rule is broken by that where it is known.
+    overwriting: bool,
+    /// Nobody is told that they do.
+    unknown: bool,
 }
 
 /// What an actor does.
@@ -69,8 +74,12 @@ fn storm(seed: u64, broken: Broken) -> Outcome {
         crash: rough / 4,
         sticky: [0, 5000, 9000, 9800][dice.index(4)],
         listing_delay: if broken.weak { 60 } else { 0 },
+        overwriting: broken.overwriting,
     };
     let (dir, store) = (scratch(), Arc::new(STAGE.store.clone_state()));
+    if broken.overwriting && !broken.unknown {
+        StoreClass::Overwriting.record(&*store).unwrap();
+    }
     let simulation = Simulation::new(Arc::clone(&store), seed, weather);
     // No two open the repository with the same seed: they would draw the same random bytes.
     let mut entropy = (seed + 1) << 16;
@@ -155,12 +164,22 @@ fn try_seeds(seeds: std::ops::Range<u64>, broken: Broken, each: &(dyn Fn(u64, Ou
 
 #[test]
 fn nothing_is_lost_and_nothing_is_left() {
+    weather_storms(Broken::default(), SEEDS);
+}
+
+/// The same on a store without put-if-absent.
+#[test]
+fn nothing_is_lost_where_puts_replace_each_other() {
+    weather_storms(Broken { overwriting: true, ..Broken::default() }, SEEDS / 2);
+}
+
+fn weather_storms(broken: Broken, seeds: u64) {
     let (first, many) = (number("COFFER_SEED"), number("COFFER_SEEDS"));
-    let many = many.unwrap_or(if first.is_some() { 1 } else { SEEDS });
+    let many = many.unwrap_or(if first.is_some() { 1 } else { seeds });
     let seeds = first.unwrap_or(0)..first.unwrap_or(0) + many;
     let operations = AtomicU64::new(0);
     let failed = Mutex::new(None);
-    try_seeds(seeds.clone(), Broken::default(), &|seed, Outcome { failures, trace }| {
+    try_seeds(seeds.clone(), broken, &|seed, Outcome { failures, trace }| {
         operations.fetch_add(trace.lines().count() as u64, Ordering::Relaxed);
         let is_well = failures.is_empty();
         if !is_well {
@@ -214,6 +233,12 @@ fn collectors_that_see_old_claims_are_noticed() {
 #[test]
 fn decisions_that_replace_others_are_noticed() {
     is_noticed(Broken { writers: Lens::PlainDecisions, ..Broken::default() });
+}
+
+/// Why a store has to be probed.
+#[test]
+fn puts_that_replace_others_unknown_to_all_are_noticed() {
+    is_noticed(Broken { overwriting: true, unknown: true, ..Broken::default() });
 }
 
 /// Why garbage is not collected on stores of the weak class.

@@ -57,6 +57,7 @@ impl Repository {
                 match part {
                     ClaimPart::Claim => drop(folders.claims.entry(name).or_default()),
                     ClaimPart::Decision => drop(folders.claims.insert(name, true)),
+                    ClaimPart::Intent | ClaimPart::Revoke => {}
                 }
             }
             Ok(())
@@ -224,14 +225,6 @@ impl Repository {
         match self.put_record(ObjectKind::Claim, &name.claim(), &claim.encode()?)? {
             Put::Created => Ok(()),
             Put::Exists => Err(Error::internal(format!("{name} exists although its name is random"))),
-        }
-    }
-
-    /// Makes `decision` the one of the claim at `name`, unless there is one; the one that counts is returned.
-    pub fn decide(&self, name: ClaimName, decision: Decision) -> Result<Decision> {
-        match self.put_record(ObjectKind::Decision, &name.decision(), &decision.encode()?)? {
-            Put::Created => Ok(decision),
-            Put::Exists => Decision::decode(&self.get_record(ObjectKind::Decision, &name.decision())?.body),
         }
     }
 

@@ -174,7 +174,9 @@ pub struct CollectReport {
 }
 
 /// Collects garbage. `WrongKey` for a key that does not read what is written now, as a writer's, since copies are read back;
-/// `Unsupported` when there is a claim of an unknown kind.
+/// `Unsupported` when there is a claim of an unknown kind, and on a store of the class [`StoreClass::Lagging`] unless it is a dry run.
+///
+/// [`StoreClass::Lagging`]: crate::store_class::StoreClass::Lagging
 pub fn collect(
     repo: &Arc<Repository>,
     options: &CollectOptions,
@@ -184,6 +186,9 @@ pub fn collect(
     repo.check_full("collect garbage")?;
     repo.keys().check_newest("collect garbage")?;
     repo.check_writable()?;
+    if !options.dry_run {
+        repo.check_collectable()?;
+    }
     let session = if options.dry_run { None } else { Some(repo.session(&options.identity, options.now)?) };
     let mut report = CollectReport::default();
     janitor::tidy(repo, options, &mut report)?;
@@ -219,7 +224,7 @@ pub fn collect(
     if !survey.is_incomplete() {
         deltas.merge(repo, options, &stock, &mut report)?;
         if !options.dry_run {
-            sweep::sweep(repo, &mut survey, &sessions, &stock.orphaned_parity, &own, &mut report)?;
+            sweep::sweep(repo, &mut survey, &sessions, &stock.orphaned_parity, &own, options.now, &mut report)?;
         }
     }
     (report.unwalkable, report.revoked) = survey.end();

@@ -1,9 +1,10 @@
 //! Features that a later version may turn on, and what a version that does not know them may still do (FORMAT.md section 2).
 //!
-//! Not here: what a feature does. Version 1.0 of the format assigns one, [`PARITY`]. What holds: what is unknown is named, never
-//! skipped.
+//! Not here: what a feature does. Version 1.0 of the format assigns [`PARITY`] and those of [`StoreClass`]. What holds: what is unknown
+//! is named, never skipped.
 
 use crate::error::{Error, Kind, Result};
+use crate::store_class::StoreClass;
 
 /// The object that says that packs get parity. Whoever does not know it writes packs without, which are as good to read.
 pub const PARITY: &str = "features/compat-parity";
@@ -81,6 +82,9 @@ impl FeatureBits {
 /// What this version may do with a repository that has the object `name`, of the form `features/<class>-<name>`. A class
 /// that it does not know counts as `incompat`.
 pub fn access_with(name: &str) -> Result<Access> {
+    if StoreClass::of_feature(name).is_some() {
+        return Ok(Access::ReadWrite);
+    }
     let feature = name.strip_prefix("features/").unwrap_or(name);
     match feature.split_once('-') {
         Some(("compat", _)) => Ok(Access::ReadWrite),
@@ -123,7 +127,9 @@ mod tests {
 
     #[test]
     fn names_follow_the_same_rules() {
-        assert_eq!(access_with("features/compat-x").unwrap(), Access::ReadWrite);
+        for known in StoreClass::ALL.map(StoreClass::feature).iter().chain([&"features/compat-x", &PARITY]) {
+            assert_eq!(access_with(known).unwrap(), Access::ReadWrite);
+        }
         let Access::ReadOnly(why) = access_with("features/rocompat-shiny").unwrap() else {
             panic!("writing is allowed");
         };

@@ -6,7 +6,7 @@
 //! Two files are tables of contents of the rest: [`writer`] (windows -> chunks -> packs -> disk map -> claim, check, decision) and
 //! [`reader`] (range -> leaf -> chunk -> frame -> bytes). Besides: [`repository`] opens and makes repositories, [`catalog`] lists
 //! and pins points, [`protection`] protects and forgets them, [`retention`] says which ones rules keep, [`point`] finds them by
-//! name, [`rotation`] gives new packs another key, [`verify`] proves points readable, [`heal`] makes them so again, [`stats`] says
+//! name, [`rotation`] gives new packs another key, [`probe`] finds out what the store promises ([`store_class`]), [`verify`] proves points readable, [`heal`] makes them so again, [`stats`] says
 //! what they take, [`diff`] compares them. Bytes that are stored are encoded in pure files: [`descriptor`], [`key_slot`],
 //! [`epoch`], [`sealed`], [`snapshot`], [`note`], [`disk_map`], [`pack`], [`parity`], [`index_delta`], [`moved`], [`verified`],
 //! [`cbor`]; FORMAT.md says each of them byte by byte.
@@ -54,8 +54,10 @@ mod pace;
 pub mod pack;
 pub mod parity;
 pub mod point;
+pub mod probe;
 pub mod protection;
 pub mod reader;
+mod register;
 pub mod repository;
 pub mod retention;
 pub mod rotation;
@@ -65,6 +67,7 @@ pub mod session;
 pub mod snapshot;
 mod spool;
 pub mod stats;
+pub mod store_class;
 pub mod time;
 mod tree;
 pub mod verified;

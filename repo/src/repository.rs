@@ -25,6 +25,7 @@ use crate::parity;
 use crate::sealed::{self, ObjectKind, Record, Unverified};
 use crate::session::Session;
 use crate::snapshot::Identity;
+use crate::store_class::StoreClass;
 use crate::time::Timestamp;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -55,6 +56,8 @@ pub struct Repository {
     descriptor: Descriptor,
     access: Access,
     parity: bool,
+    /// What a probe found the store to be, at any time.
+    store_class: RwLock<Option<StoreClass>>,
     certificates: RwLock<Arc<Certificates>>,
     /// Forgets that were read and found genuine.
     forgets: RwLock<BTreeSet<SnapshotId>>,
@@ -71,7 +74,7 @@ impl fmt::Debug for Repository {
 }
 
 impl Repository {
-    /// Makes a repository. `Invalid` when there is one already.
+    /// Makes a repository. `Invalid` when there is one already. What the store was found to be ([`StoreClass::record`]) is taken in.
     pub fn init(backend: Arc<dyn Backend>, options: InitOptions, entropy: Arc<dyn Entropy>) -> Result<Self> {
         let exists = || Error::invalid(format!("{} holds a repository already", backend.location()));
         if backend.size(descriptor::OBJECT_NAME)?.is_some() {
@@ -85,12 +88,20 @@ impl Repository {
         let entrance = Entrance::new(&credential, id);
         let mut repo = Self::with(Arc::clone(&backend), entropy, (keys, entrance), descriptor, Access::ReadWrite);
         repo.parity = parity;
+        repo.store_class = RwLock::new(StoreClass::recorded(&*backend)?);
         repo.put_slot_as(id, &repo.keys, &credential, &slot)?;
         if parity {
             // One that a crash left behind says the same.
             repo.turn_parity_on()?;
         }
         match backend.put(descriptor::OBJECT_NAME, &[&object])? {
+            // Two that make one at once both come here, where nobody is told.
+            Put::Created
+                if repo.store_class() == Some(StoreClass::Overwriting)
+                    && backend.get(descriptor::OBJECT_NAME)? != object =>
+            {
+                Err(exists())
+            }
             Put::Created => Ok(repo),
             Put::Exists => Err(exists()),
         }
@@ -110,12 +121,14 @@ impl Repository {
         Descriptor::check_format(&bytes)?;
         let (entrance, keys, (descriptor, mut access)) =
             keyring::enter(&*backend, credential, |keys| Descriptor::decode(keys, &bytes))?;
-        let mut parity = false;
+        let (mut parity, mut class) = (false, None);
         for feature in list_sorted(&*backend, "features/")? {
             access = access.and(features::access_with(&feature.name)?);
             parity |= feature.name == features::PARITY;
+            class = class.max(StoreClass::of_feature(&feature.name));
         }
-        Ok(Repository { parity, ..Self::with(backend, entropy, (keys, entrance), descriptor, access) })
+        let store_class = RwLock::new(class);
+        Ok(Repository { parity, store_class, ..Self::with(backend, entropy, (keys, entrance), descriptor, access) })
     }
 
     fn with(
@@ -134,6 +147,7 @@ impl Repository {
             descriptor,
             access,
             parity: false,
+            store_class: RwLock::default(),
             certificates,
             forgets: RwLock::default(),
             session: Mutex::default(),
@@ -198,6 +212,22 @@ impl Repository {
         StreamChunker::new(self.descriptor.stream, self.keys.id_key().gear_table())
     }
 
+    /// What the store was found to be; `None` when nobody looked.
+    #[must_use]
+    pub fn store_class(&self) -> Option<StoreClass> {
+        *self.store_class.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says what the store was found to be, to whoever opens the repository after this. What counts from then on is returned: of all
+    /// that was ever found the weakest.
+    pub fn record_store_class(&self, class: StoreClass) -> Result<StoreClass> {
+        self.check_writable()?;
+        class.record(self.backend())?;
+        let weakest = StoreClass::recorded(self.backend())?.max(Some(class)).unwrap_or(class);
+        *self.store_class.write().unwrap_or_else(PoisonError::into_inner) = Some(weakest);
+        Ok(weakest)
+    }
+
     /// Fails when the repository uses a feature that this version can only read beside.
     pub fn check_writable(&self) -> Result<()> {
         match &self.access {
@@ -232,7 +262,11 @@ impl Repository {
         let known = *self.next_delta.lock().unwrap_or_else(PoisonError::into_inner);
         let mut next = match known {
             Some(next) => next,
-            None => self.next_delta_listed(signer)?,
+            None => match self.store_class() {
+                None | Some(StoreClass::Strong) => self.next_delta_listed(signer)?,
+                // Nobody would be told that a name is taken. So many numbers from a random one on are as good as free.
+                Some(_) => u64::from_le_bytes(fresh(self.entropy())?) >> 1,
+            },
         };
         loop {
             let name = index_delta::name(signer, next);

@@ -81,6 +81,7 @@ pub struct KeyStatus {
 pub fn rotate(repo: &Repository, now: Timestamp) -> Result<Rotation> {
     repo.check_full("rotate keys")?;
     repo.check_writable()?;
+    repo.check_register("rotate keys")?;
     let own = repo.own_slots()?;
     let found = published(repo.backend(), repo.keys())?;
     repo.keys().learn(&found.epochs)?;

@@ -3,10 +3,12 @@
 //! ```text
 //!   snapshots/<tag>/<utc>-<id>/claim       what it is, written before it counts
 //!   snapshots/<tag>/<utc>-<id>/decision    COMMIT or REVOKE: put-if-absent, the one commit point
+//!   snapshots/<tag>/<utc>-<id>/intent      its writer is about to decide COMMIT      (both only on stores without put-if-absent)
+//!   snapshots/<tag>/<utc>-<id>/revoke      somebody is about to decide REVOKE
 //!   forgets/<id>                           it no longer counts
 //! ```
 //!
-//! Not here: reading and writing them ([`crate::catalog`]). What holds: a claim lives under the tag of its own workload, its own
+//! Not here: reading and writing them ([`crate::catalog`]), how a decision is come to ([`crate::register`]). What holds: a claim lives under the tag of its own workload, its own
 //! time and its own id; keys of a claim that this version does not know are kept in [`Claim::extra`].
 
 use crate::cbor::{Map, Value};
@@ -44,6 +46,10 @@ pub enum ClaimPart {
     Claim,
     /// Its decision.
     Decision,
+    /// That its writer is about to commit it.
+    Intent,
+    /// That somebody is about to revoke it.
+    Revoke,
 }
 
 impl ClaimName {
@@ -59,6 +65,18 @@ impl ClaimName {
         format!("{self}/decision")
     }
 
+    /// Name of the object that says that its writer is about to commit it.
+    #[must_use]
+    pub fn intent(&self) -> String {
+        format!("{self}/intent")
+    }
+
+    /// Name of the object that says that somebody is about to revoke it.
+    #[must_use]
+    pub fn revoke(&self) -> String {
+        format!("{self}/revoke")
+    }
+
     /// Takes an object's name apart; `None` when it is not one of a claim's folder.
     #[must_use]
     pub fn parse(name: &str) -> Option<(ClaimName, ClaimPart)> {
@@ -68,6 +86,8 @@ impl ClaimName {
         let part = match part {
             "claim" => ClaimPart::Claim,
             "decision" => ClaimPart::Decision,
+            "intent" => ClaimPart::Intent,
+            "revoke" => ClaimPart::Revoke,
             _ => return None,
         };
         if parts.next().is_some() {
@@ -494,6 +514,8 @@ mod tests {
         let name = ClaimName { tag: WorkloadTag([1; 16]), time: sample().time, id: SnapshotId([2; 16]) };
         assert_eq!(ClaimName::parse(&name.claim()), Some((name, ClaimPart::Claim)));
         assert_eq!(ClaimName::parse(&name.decision()), Some((name, ClaimPart::Decision)));
+        assert_eq!(ClaimName::parse(&name.intent()), Some((name, ClaimPart::Intent)));
+        assert_eq!(ClaimName::parse(&name.revoke()), Some((name, ClaimPart::Revoke)));
         for bad in
             ["snapshots/x/claim", "snapshots/", &format!("{name}/claim/x"), &format!("{name}/other"), "packs/00/00"]
         {

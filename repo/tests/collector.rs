@@ -213,9 +213,9 @@ fn what_the_dead_left_is_ended_when_it_is_old() {
     assert_eq!((late.revoked.len(), late.unpinned.len()), (1, 1), "{late:?}");
     assert!(late.removed.packs > 0);
     // It wakes up: the register says no, for good.
-    assert_eq!(repo.decide(dead.name, Decision::Commit).unwrap(), Decision::Revoke);
+    assert_eq!(repo.decide(dead.name, Decision::Commit).unwrap(), Some(Decision::Revoke));
     gc(&bench, &repo);
-    assert_eq!(repo.decide(dead.name, Decision::Commit).unwrap(), Decision::Revoke);
+    assert_eq!(repo.decide(dead.name, Decision::Commit).unwrap(), Some(Decision::Revoke));
 }
 
 #[test]
@@ -274,7 +274,7 @@ fn an_undecided_claim_that_relies_on_what_is_gone_is_revoked_at_once() {
     assert_eq!(contents(&repo), before);
     let report = gc(&bench, &repo);
     assert_eq!((report.revoked, report.removed), (vec![dead.name], planned.dead));
-    assert_eq!(repo.decide(dead.name, Decision::Commit).unwrap(), Decision::Revoke);
+    assert_eq!(repo.decide(dead.name, Decision::Commit).unwrap(), Some(Decision::Revoke));
     assert!(read_all(&repo, &kept, "d").unwrap() == image(1, 3 << 20));
     is_sound(&repo);
 }

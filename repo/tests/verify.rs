@@ -246,7 +246,7 @@ fn a_leaf_that_leads_to_the_wrong_place_is_found() {
     };
     let name = ClaimName { id: SnapshotId([9; 16]), time: at(20), ..point.name };
     assert_eq!(repo.put_record(ObjectKind::Claim, &name.claim(), &claim.encode().unwrap()).unwrap(), Put::Created);
-    assert_eq!(repo.decide(name, Decision::Commit).unwrap(), Decision::Commit);
+    assert_eq!(repo.decide(name, Decision::Commit).unwrap(), Some(Decision::Commit));
     for data in [DataCheck::None, DataCheck::All] {
         let report = run(&repo, data).unwrap();
         let [problem] = &report.problems[..] else { panic!("{report:#?}") };

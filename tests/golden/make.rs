@@ -236,7 +236,7 @@ fn leftovers(repo: &Repository, entropy: &dyn Entropy) {
         let name = ClaimName { tag, time: claim.time, id: SnapshotId(random()) };
         put(ObjectKind::Claim, &name.claim(), &claim.encode().unwrap());
         if let Some(decision) = decision {
-            assert_eq!(repo.decide(name, decision).unwrap(), decision);
+            assert_eq!(repo.decide(name, decision).unwrap(), Some(decision));
         }
     }
     let hex = |bytes: [u8; 16]| PackUid(bytes).to_string();

@@ -9,13 +9,14 @@ use super::store::{CHUNKS, Claim, Collector, PIN, Set, State};
 /// The pin's snapshot once the pin is over.
 const OVER: u8 = 14;
 
-/// Takes out of the records of claims what can matter to nobody.
-pub(crate) fn forget_the_dead(state: &mut State) {
+/// Takes out of the records of claims what can matter to nobody. `is_register`: who decides second is told so by the store.
+pub(crate) fn forget_the_dead(state: &mut State, is_register: bool) {
     for claim in &mut state.claims {
         // A revoked claim is no root, its writer has lost the register, and REVOKE stays for good. Of a forgotten claim
         // that was swept, decision and forget are left or not: whoever lists forgets first and claims second misses the
         // claim either way.
-        if claim.is(Claim::REVOKE) || (claim.is(Claim::FORGET) && !claim.is(Claim::CLAIM)) {
+        let is_lost = is_register && claim.is(Claim::REVOKE);
+        if is_lost || (claim.is(Claim::FORGET) && !claim.is(Claim::CLAIM)) {
             *claim = Claim { flags: Claim::ENDED, ..Claim::ABSENT };
         }
     }
@@ -68,6 +69,7 @@ fn swap_writers(state: &mut State, twins: &[(u8, u8)]) {
         }
     };
     state.writers.swap(0, 1);
+    state.deciders.swap(0, 1);
     state.claims.swap(1, 2);
     claim(&mut state.pinned);
     state.writers.iter_mut().for_each(|writer| claim(&mut writer.parent));

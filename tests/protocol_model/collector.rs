@@ -171,7 +171,8 @@ fn is_root(protocol: &Protocol, state: &State, claim: u8) -> bool {
     let is_left_out = protocol.is(Flaw::UndecidedIgnored) && claim != PIN && !object.is(Claim::COMMIT);
     // A pin on a claim that was swept holds nothing: its check fails.
     let holds = claim != PIN || state.claim(state.pinned).is(Claim::CLAIM);
-    object.is(Claim::CLAIM) && !object.is(Claim::REVOKE) && holds && !is_left_out
+    let is_hasty = protocol.is(Flaw::RevokeTrustedAlone) && object.is(Claim::REVOKING);
+    object.is(Claim::CLAIM) && !object.is(Claim::REVOKE) && holds && !is_left_out && !is_hasty
 }
 
 /// Where there is no root, nothing else need be listed.

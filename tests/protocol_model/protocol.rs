@@ -29,6 +29,10 @@ pub(crate) enum WriterStep {
     ListCondemned,
     /// Each pack that is relied on exists.
     SeePacks,
+    /// PUT the intent to commit. Only where puts replace what is there, as `SeeRevoke`.
+    Intend,
+    /// Nobody has put that he is about to revoke.
+    SeeRevoke,
     /// PUT the decision, if absent.
     Decide,
     /// No step.
@@ -58,6 +62,37 @@ pub(crate) enum CollectorStep {
     /// No step.
     Done,
 }
+
+/// What a claim's decision is put into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Register {
+    /// Of several puts the first counts, and the others are told.
+    WrittenOnce,
+    /// Of several puts the last counts, and nobody is told.
+    Overwritten,
+}
+
+/// A step of those who decide about a writer's claim in its stead, where puts replace what is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DeciderStep {
+    /// Its writer has put the intent.
+    SeeIntent,
+    /// Its writer has not.
+    SeeNoIntent,
+    /// Nobody has put that he is about to revoke.
+    SeeNoRevoke,
+    /// PUT that it is about to be revoked.
+    PutRevoke,
+    /// PUT the decision COMMIT.
+    Commit,
+    /// PUT the decision REVOKE.
+    Revoke,
+}
+
+/// Completes the commit of a writer that seems to have died in it.
+pub(crate) const HELPER: &[DeciderStep] = &[DeciderStep::SeeIntent, DeciderStep::SeeNoRevoke, DeciderStep::Commit];
+/// Revokes what a writer that seems to be dead has not begun to commit.
+pub(crate) const REVOKER: &[DeciderStep] = &[DeciderStep::PutRevoke, DeciderStep::SeeNoIntent, DeciderStep::Revoke];
 
 /// What the protocol must not do. Each is a negative control: with it the checker has to find a violation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +134,10 @@ pub(crate) enum Flaw {
     PinRevoked,
     /// A reader does not check that what it pinned is unforgotten.
     PinUnchecked,
+    /// What somebody is about to revoke counts as revoked.
+    RevokeTrustedAlone,
+    /// A `revoke` is swept with the claim.
+    RevokingSwept,
 }
 
 /// What may happen next.
@@ -116,6 +155,8 @@ pub(crate) enum Action {
     Delete { collector: u8, pack: u8 },
     Purge { record: u8 },
     Revoke { claim: u8 },
+    Help { claim: u8 },
+    Undo { claim: u8 },
     Forget { claim: u8 },
     SweepClaim { claim: u8 },
     SweepForget { claim: u8 },
@@ -127,6 +168,12 @@ pub(crate) enum Action {
 pub(crate) const WRITER: &[WriterStep] = {
     use WriterStep::{CheckPacks, CheckParent, Claim, Decide, Done, Upload};
     &[Upload, Claim, CheckParent, CheckPacks, Decide, Done]
+};
+
+/// Where puts replace what is there.
+pub(crate) const CAREFUL_WRITER: &[WriterStep] = {
+    use WriterStep::{CheckPacks, CheckParent, Claim, Decide, Done, Intend, SeeRevoke, Upload};
+    &[Upload, Claim, CheckParent, CheckPacks, Intend, SeeRevoke, Decide, Done]
 };
 
 pub(crate) const COLLECTOR: &[CollectorStep] = {
@@ -165,6 +212,9 @@ pub(crate) struct Protocol {
     pub(crate) condemns: u32,
     pub(crate) writer: &'static [WriterStep],
     pub(crate) collector: &'static [CollectorStep],
+    pub(crate) register: Register,
+    pub(crate) helper: &'static [DeciderStep],
+    pub(crate) revoker: &'static [DeciderStep],
     pub(crate) flaw: Option<Flaw>,
     /// Whether states that nobody can tell apart are taken for one ([`canonical`]).
     pub(crate) is_merged: bool,
@@ -182,9 +232,17 @@ impl Protocol {
             condemns: 2,
             writer: WRITER,
             collector: COLLECTOR,
+            register: Register::WrittenOnce,
+            helper: HELPER,
+            revoker: REVOKER,
             flaw: None,
             is_merged: true,
         }
+    }
+
+    /// The same on a store whose puts replace what is there.
+    pub(crate) fn overwriting(self) -> Self {
+        Protocol { register: Register::Overwritten, writer: CAREFUL_WRITER, ..self }
     }
 
     pub(crate) fn is(&self, flaw: Flaw) -> bool {
@@ -242,6 +300,7 @@ impl Model for Protocol {
             claims,
             pinned: NONE,
             writers: [Writer::at(0); 2],
+            deciders: Default::default(),
             collectors: [Collector::default(); 3],
             moved: [[Set::EMPTY; PACKS]; CHUNKS as usize],
         }]
@@ -257,7 +316,7 @@ impl Model for Protocol {
         let mut next = *state;
         self.take(&mut next, action);
         if self.is_merged {
-            canonical::forget_the_dead(&mut next);
+            canonical::forget_the_dead(&mut next, self.register == Register::WrittenOnce);
         }
         writer::settle(self, &mut next);
         collector::settle(self, &mut next);
@@ -307,6 +366,22 @@ impl Model for Protocol {
                 state.claim(PIN).counts() && state.claim(state.pinned).is(Claim::FORGET)
             }));
         }
+        if self.register == Register::Overwritten {
+            properties.insert(
+                0,
+                always(AGREED, |_, state| {
+                    let is_split = |c: &Claim| c.is(Claim::COMMIT) && c.is(Claim::REVOKE) && !c.is(Claim::ENDED);
+                    !state.claims.iter().any(is_split)
+                }),
+            );
+            properties.push(sometimes("a commit is completed by others", |protocol, state| {
+                state.claim(1).counts() && protocol.writer[usize::from(state.writers[0].at)] == WriterStep::SeeRevoke
+            }));
+            properties.push(sometimes("a commit that is revoked at the same time is neither", |_, state| {
+                let claim = state.claim(1);
+                claim.is(Claim::INTENT) && claim.is(Claim::REVOKING) && !claim.is(Claim::COMMIT | Claim::REVOKE)
+            }));
+        }
         if self.uploads_again {
             properties.push(sometimes("a writer uploads again and commits", |protocol, state| {
                 state.claim(1).counts() && state.ever.has(protocol.second(0))
@@ -318,5 +393,7 @@ impl Model for Protocol {
 
 /// Each chunk of what counts lies somewhere.
 pub(crate) const KEPT: &str = "what counts is kept";
+/// Nobody replaces a decision by the other one, but for what was forgotten and swept.
+pub(crate) const AGREED: &str = "who decides about a claim decides the same";
 /// Hints and moved records lead to each chunk of what counts.
 pub(crate) const FOUND: &str = "what counts is found";

@@ -101,6 +101,10 @@ impl Claim {
     pub(crate) const TOLD: u8 = 16;
     /// Somebody ended it, so that nothing is promised any more.
     pub(crate) const ENDED: u8 = 32;
+    /// `intent` exists: its writer is about to commit it. Only where puts replace what is there.
+    pub(crate) const INTENT: u8 = 64;
+    /// `revoke` exists: somebody is about to revoke it. Only where puts replace what is there.
+    pub(crate) const REVOKING: u8 = 128;
 
     pub(crate) const ABSENT: Claim = Claim { flags: 0, hint: [NONE; CHUNKS as usize] };
 
@@ -156,6 +160,16 @@ pub(crate) struct Collector {
     pub(crate) target: [u8; CHUNKS as usize],
 }
 
+/// Where those are that decide about a writer's claim in its stead, on a store whose puts replace what is there: how many
+/// steps of their programs each has behind it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Deciders {
+    /// Of who completes a commit.
+    pub(crate) helper: u8,
+    /// Of who revokes.
+    pub(crate) revoker: u8,
+}
+
 /// All of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct State {
@@ -169,6 +183,8 @@ pub(crate) struct State {
     /// The snapshot that the pin holds.
     pub(crate) pinned: u8,
     pub(crate) writers: [Writer; 2],
+    /// For the claim of each writer.
+    pub(crate) deciders: [Deciders; 2],
     pub(crate) collectors: [Collector; 3],
     /// For a chunk and a pack: where moved records about the pack send.
     pub(crate) moved: [[Set; PACKS]; CHUNKS as usize],
@@ -190,6 +206,9 @@ impl Hash for State {
             let sets = [at, record.0, forgotten.0, roots.0, u8::from(live), condemned.0, packs.0, doomed.0];
             state.write_u64(u64::from_le_bytes(sets));
             state.write_u16(u16::from_le_bytes([a, b]));
+        }
+        for Deciders { helper, revoker } in self.deciders {
+            state.write_u16(u16::from_le_bytes([helper, revoker]));
         }
         for chunk in self.moved {
             state.write_u64(u64::from_le_bytes(std::array::from_fn(|pack| chunk.get(pack).map_or(0, |set| set.0))));

@@ -3,7 +3,7 @@
 //! Not here: the order of the steps, which is data ([`super::protocol::WRITER`]). What holds: it may take for stored
 //! whatever was ever stored, so that its index may be as old as can be; a check that fails leaves the claim undecided.
 
-use super::protocol::{Action, Flaw, Protocol, WriterStep};
+use super::protocol::{Action, Flaw, Protocol, Register, WriterStep};
 use super::store::{CHUNKS, CLAIMS, Claim, NONE, Set, State, Writer};
 
 fn step(protocol: &Protocol, at: u8) -> WriterStep {
@@ -23,7 +23,7 @@ pub(crate) fn offer(protocol: &Protocol, state: &State, writer: u8, actions: &mu
             offer_claims(protocol, state, writer, actions);
         }
         WriterStep::Claim => offer_claims(protocol, state, writer, actions),
-        WriterStep::Decide => actions.push(Action::Decide { writer }),
+        WriterStep::Decide | WriterStep::Intend | WriterStep::SeeRevoke => actions.push(Action::Decide { writer }),
         WriterStep::Done => {}
         _ => match me.lost.iter().next() {
             None => actions.push(Action::Check { writer }),
@@ -153,12 +153,23 @@ pub(crate) fn upload_again(protocol: &Protocol, state: &mut State, writer: u8) {
     lost.iter().for_each(|chunk| replace(protocol, state, writer, chunk, protocol.second(writer)));
 }
 
+/// A step of those that decide.
 pub(crate) fn decide(protocol: &Protocol, state: &mut State, writer: u8) {
+    let at = state.writers[usize::from(writer)].at;
     let claim = state.claim_mut(1 + writer);
-    if !claim.is(Claim::REVOKE) || protocol.is(Flaw::DecisionOverwritten) {
-        claim.flags = claim.flags & !Claim::REVOKE | Claim::COMMIT | Claim::TOLD;
+    let mut is_over = false;
+    match (step(protocol, at), protocol.register) {
+        (WriterStep::Intend, _) => claim.flags |= Claim::INTENT,
+        (WriterStep::SeeRevoke, _) => is_over = claim.is(Claim::REVOKING),
+        (_, Register::Overwritten) => claim.flags |= Claim::COMMIT | Claim::TOLD,
+        (_, Register::WrittenOnce) => {
+            if !claim.is(Claim::REVOKE) || protocol.is(Flaw::DecisionOverwritten) {
+                claim.flags = claim.flags & !Claim::REVOKE | Claim::COMMIT | Claim::TOLD;
+            }
+        }
     }
-    state.writers[usize::from(writer)].at = position(protocol, &[WriterStep::Done]);
+    let done = position(protocol, &[WriterStep::Done]);
+    state.writers[usize::from(writer)].at = if is_over { done } else { at + 1 };
 }
 
 /// Passes over checks that have nothing to look at, and ends writers that can do nothing that counts any more.

@@ -8,7 +8,7 @@
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
 
 use crate::counting::Counting;
-use crate::rig::{collect, collecting, open};
+use crate::rig::{at, collect, collecting, open};
 use crate::stage::{Contents, Kinds, Stage, content};
 use coffer_repo::Error;
 use coffer_repo::backend::memory::Memory;
@@ -22,15 +22,18 @@ use coffer_repo::pack::{PackBuilder, PackOptions};
 use coffer_repo::reader::{Reader, ReaderOptions};
 use coffer_repo::repository::Repository;
 use coffer_repo::session::SessionTag;
-use coffer_repo::snapshot::Snapshot;
+use coffer_repo::snapshot::{ClaimName, Forget, Snapshot};
 use coffer_repo::verify::{DataCheck, VerifyOptions, VerifyProgress, verify};
 use coffer_repo::{moved, pack};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// A time long after everything else: who collects then takes every session for dead.
 pub const LATE: u64 = 100_000_000;
+
+/// What stays of a claim that was revoked, where the store has no put-if-absent: what was put beside it, too.
+const REVOKED: [&str; 3] = ["/decision", "/revoke", "/intent"];
 
 /// Looks at a store and remembers what it has to hold.
 pub struct Audit<'a> {
@@ -131,9 +134,27 @@ impl<'a> Audit<'a> {
     /// After the storm: collects in peace, and looks at what is left.
     pub fn settle(&self, seed: u64) -> Result<(), Failure> {
         self.all_is_there().map_err(Failure::Loss)?;
+        for name in self.contested().map_err(Failure::Other)?.keys() {
+            self.repo.forget(*name, at(LATE * 3)).map_err(|e| Failure::Other(format!("giving up {name}: {e:?}")))?;
+        }
         self.collect_in_peace(seed).map_err(Failure::Other)?;
         self.all_is_there().map_err(Failure::Loss)?;
         self.all_is_needed(seed + 3).map_err(Failure::Other)
+    }
+
+    /// Claims that were committed and revoked at once, and the objects of each, where the store has no put-if-absent: nobody
+    /// decides them any more, and people forget them.
+    fn contested(&self) -> Result<BTreeMap<ClaimName, BTreeSet<String>>, String> {
+        let mut claims: BTreeMap<ClaimName, BTreeSet<String>> = BTreeMap::new();
+        for object in list_sorted(&*self.store, "snapshots/").map_err(|e| e.to_string())? {
+            if let Some((name, _)) = ClaimName::parse(&object.name) {
+                claims.entry(name).or_default().insert(object.name);
+            }
+        }
+        claims.retain(|name, parts| {
+            parts.contains(&name.intent()) && parts.contains(&name.revoke()) && !parts.contains(&name.decision())
+        });
+        Ok(claims)
     }
 
     fn collect_in_peace(&self, seed: u64) -> Result<(), String> {
@@ -171,13 +192,20 @@ impl<'a> Audit<'a> {
         self.read_all(&repo)?;
         let read = counting.found();
         let points = self.repo.points().map_err(|e| e.to_string())?.snapshots;
-        let named: BTreeSet<String> = points.iter().flat_map(|s| [s.name.claim(), s.name.decision()]).collect();
+        let mut named: BTreeSet<String> =
+            points.iter().flat_map(|s| [s.name.claim(), s.name.decision(), s.name.intent(), s.name.revoke()]).collect();
+        for (name, parts) in self.contested()? {
+            named.extend(parts);
+            named.insert(Forget::name(name.id));
+        }
         let all = list_sorted(&*self.store, "").map_err(|e| e.to_string())?;
         for object in &all {
             let name = object.name.as_str();
             let is_due = match name.split('/').next().unwrap_or_default() {
-                "repo" | "keys" | "index" => true,
-                "snapshots" => named.contains(name) || name.ends_with("/decision"),
+                "repo" | "keys" | "index" | "features" => true,
+                // What revoked stays, and with it an intent that came too late.
+                "snapshots" => named.contains(name) || REVOKED.iter().any(|part| name.ends_with(part)),
+                "forgets" => named.contains(name),
                 "packs" | "trees" => read.contains(name) || self.is_spare(name, &all, &read)?,
                 "moved" => self.sends_somebody(name, &all)?,
                 _ => false,

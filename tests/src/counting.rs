@@ -7,6 +7,7 @@
 
 use coffer_repo::Result;
 use coffer_repo::backend::{Backend, Listed, Put};
+use coffer_repo::store_class::StoreClass;
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -86,5 +87,9 @@ impl<B: Backend> Backend for Counting<B> {
 
     fn delete(&self, name: &str) -> Result<()> {
         self.inner.delete(name)
+    }
+
+    fn weakness(&self) -> Option<(StoreClass, String)> {
+        self.inner.weakness()
     }
 }

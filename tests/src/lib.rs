@@ -18,3 +18,4 @@ pub mod rig;
 pub mod service;
 pub mod simulation;
 pub mod stage;
+pub mod weak;

@@ -38,6 +38,8 @@ pub struct Weather {
     pub sticky: u16,
     /// For at most how many operations after its put an object is missing from listings. Not zero: a store of the weak class.
     pub listing_delay: u64,
+    /// Puts replace what is there, and say that they created it: a store without put-if-absent.
+    pub overwriting: bool,
 }
 
 /// How an actor sees the store: other than clear only to show that what depends on it is noticed.
@@ -306,7 +308,13 @@ impl ActorStore {
         if self.lens == Lens::PlainDecisions && name.ends_with("/decision") {
             self.memory().delete(name)?;
         }
-        let put = self.memory().put(name, parts)?;
+        let put = match self.memory().put(name, parts)? {
+            Put::Exists if self.simulation.weather.overwriting => {
+                self.memory().replace(name, parts)?;
+                Put::Created
+            }
+            put => put,
+        };
         if put == Put::Created && self.simulation.weather.listing_delay > 0 {
             let mut state = self.simulation.state();
             let delay = state.dice.below(self.simulation.weather.listing_delay + 1);

@@ -4,6 +4,7 @@ use crate::context::{Context, entropy};
 use crate::credential::{self, NewCredential, NewFile};
 use crate::environment;
 use crate::exit::{Failure, Result};
+use crate::probe;
 use crate::settings::Opener;
 use crate::store;
 use coffer_repo::backend::Backend;
@@ -12,6 +13,7 @@ use coffer_repo::chunker::{DiskParams, StreamParams};
 use coffer_repo::crypto::Aead;
 use coffer_repo::descriptor;
 use coffer_repo::repository::{InitOptions, Repository};
+use coffer_repo::store_class::StoreClass;
 use coffer_repo::{Error, Kind};
 use serde_json::json;
 use std::path::Path;
@@ -63,14 +65,28 @@ impl Arguments {
             aead: Aead::preferred(),
             parity: self.parity == Switch::On,
         };
-        let repo = Repository::init(store::create(&address)?, options, entropy)?;
+        let backend = store::create(&address)?;
+        let report = probe::before_init(|| store::open(&address))?;
+        let repo = Repository::init(backend, options, entropy)?;
         file.keep();
+        if report.class != StoreClass::Strong {
+            let known = report.known.map_or_else(String::new, |(_, why)| format!(" ({why})"));
+            context.terminal.notice(format_args!(
+                "the store is of the class '{}'{known}: {}; 'coffer probe' says more",
+                report.class,
+                report.class.meaning()
+            ));
+        }
         let (id, location) = (repo.keys().repo().to_string(), repo.backend().location());
         let text = format!(
             "Made repository {id} at {location}.\n\
              Whoever loses every passphrase and key file loses every backup in it: keep one elsewhere.\n"
         );
-        context.print(json!({ "id": id, "location": location, "parity": repo.wants_parity() }), &text)
+        let class = probe::class_object(repo.store_class());
+        context.print(
+            json!({ "id": id, "location": location, "parity": repo.wants_parity(), "store_class": class }),
+            &text,
+        )
     }
 }
 

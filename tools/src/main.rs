@@ -30,6 +30,7 @@ mod key;
 mod manpages;
 mod mount;
 mod output;
+mod probe;
 mod protect;
 mod restore;
 mod serve;
@@ -99,6 +100,7 @@ enum Command {
     Gc(gc::Arguments),
     Heal(heal::Arguments),
     Key(key::Arguments),
+    Probe(probe::Arguments),
     Completions(completions::Arguments),
     Manpages(manpages::Arguments),
 }
@@ -135,6 +137,7 @@ impl Command {
             Command::Gc(arguments) => arguments.run(context),
             Command::Heal(arguments) => arguments.run(context),
             Command::Key(arguments) => arguments.run(context),
+            Command::Probe(arguments) => arguments.run(context),
             Command::Completions(arguments) => arguments.run(),
             Command::Manpages(arguments) => arguments.run(),
         }

@@ -4,9 +4,11 @@ use crate::context::Context;
 use crate::environment;
 use crate::exit::Result;
 use crate::output::{self, size};
+use crate::probe;
 use crate::signal;
 use coffer_repo::Error;
 use coffer_repo::stats::{PointStats, Size, Stats, StatsOptions, WorkloadStats, stats};
+use coffer_repo::store_class::StoreClass;
 use serde_json::{Value, json};
 
 /// Show how much space points and workloads take, and how much only they take
@@ -22,12 +24,13 @@ impl Arguments {
         std::fs::create_dir_all(&scratch).map_err(|e| Error::io(format!("making {}", scratch.display()), e))?;
         let options = StatsOptions { scratch, threads: environment::threads() };
         let found = stats(&repo, &points, &options, &cancel)?;
-        context.print(object(&found), &text(&found))
+        context.print(object(&found, repo.store_class()), &text(&found, repo.store_class()))
     }
 }
 
-fn object(found: &Stats) -> Value {
+fn object(found: &Stats, class: Option<StoreClass>) -> Value {
     json!({
+        "store_class": probe::class_object(class),
         "points": found.points.iter().map(point_object).collect::<Vec<_>>(),
         "workloads": found.workloads.iter().map(workload_object).collect::<Vec<_>>(),
         "total": size_object(&found.total),
@@ -59,7 +62,7 @@ fn size_object(of: &Size) -> Value {
     json!({ "chunks": of.chunks, "bytes": of.raw, "stored_bytes": of.stored })
 }
 
-fn text(found: &Stats) -> String {
+fn text(found: &Stats, class: Option<StoreClass>) -> String {
     let points = found.points.iter().map(|point| {
         vec![
             output::short(point.snapshot),
@@ -79,8 +82,12 @@ fn text(found: &Stats) -> String {
         ]
     });
     let Size { chunks, raw, stored } = found.total;
+    let store = match class {
+        None => "not probed; 'coffer probe' does".to_owned(),
+        Some(class) => format!("{class}; {}", class.meaning()),
+    };
     format!(
-        "{}\n{}\n{} points in {} workloads, {} in all: made of {} in {chunks} distinct chunks, stored in {}\n",
+        "{}\n{}\n{} points in {} workloads, {} in all: made of {} in {chunks} distinct chunks, stored in {}\nstore: {store}\n",
         output::table(&["id", "point", "size", "only its own", "stored"], 2, points),
         output::table(&["workload", "points", "size", "only its own", "stored"], 1, workloads),
         found.points.len(),

@@ -6,6 +6,7 @@
 
 use super::{Backend, Listed, Put};
 use crate::error::{Error, Kind, Result};
+use crate::store_class::StoreClass;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -291,6 +292,10 @@ impl<B: Backend> Backend for Faulty<B> {
             self.unlisted().remove(name);
             Ok(())
         })
+    }
+
+    fn weakness(&self) -> Option<(StoreClass, String)> {
+        self.inner.weakness()
     }
 }
 

@@ -20,10 +20,12 @@
 
 mod direct;
 mod draft;
+mod file_system;
 mod handles;
 
 use super::{Backend, Listed, Put, RESERVED_PART, check_name, check_prefix};
 use crate::error::{Error, Kind, Result};
+use crate::store_class::StoreClass;
 use draft::Draft;
 use handles::{Handles, Object};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags};
@@ -317,6 +319,16 @@ impl Backend for Local {
                 synced => return synced.map_err(failed),
             }
         }
+    }
+
+    fn weakness(&self) -> Option<(StoreClass, String)> {
+        // Who cannot be asked is no worse for that: a probe goes on trying.
+        let kind = file_system::network(&rustix::fs::fstatfs(&self.root).ok()?)?;
+        let why = format!(
+            "{} lies on {kind}, a network file system: what another host put, deleted or locked may show late",
+            self.path.display()
+        );
+        Some((StoreClass::Lagging, why))
     }
 }
 

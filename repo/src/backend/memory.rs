@@ -25,6 +25,13 @@ impl Memory {
         Memory { objects: RwLock::new(self.read().clone()) }
     }
 
+    /// Puts `name` whether or not it exists, as stores without put-if-absent do.
+    pub fn replace(&self, name: &str, parts: &[&[u8]]) -> Result<()> {
+        check_name(name)?;
+        self.write().insert(name.into(), parts.concat().into());
+        Ok(())
+    }
+
     // Each change is one call on the map, so the map is whole even after a thread died with the lock in its hands.
     fn read(&self) -> RwLockReadGuard<'_, Objects> {
         self.objects.read().unwrap_or_else(PoisonError::into_inner)

@@ -14,6 +14,8 @@
 //! - [`Backend::list`] reports every object under the prefix whose put returned before the call began (stores that cannot
 //!   promise that are weak), in no particular order, and never a half-written one. No lock is held while the callback runs:
 //!   it may call the backend.
+//! - What a store cannot promise of that a probe finds out, as far as it shows ([`crate::probe`]); `put` may then answer `Created` to
+//!   several, and listings and reads lag. Nothing else of the contract may be missing.
 //! - [`Backend::delete`] is durable on return, and of a missing object succeeds: what is deleted next, and may explain what
 //!   was deleted now, never goes first.
 
@@ -28,6 +30,7 @@ pub mod secrets;
 
 use crate::entropy::Entropy;
 use crate::error::{Error, Result};
+use crate::store_class::StoreClass;
 use address::Address;
 use local::Local;
 use schedule::MinuteOfDay;
@@ -89,6 +92,12 @@ pub trait Backend: Send + Sync + fmt::Debug {
 
     /// Removes the object if it is there.
     fn delete(&self, name: &str) -> Result<()>;
+
+    /// What is known to be weak about the store, whatever a probe of it finds: the class it has at best, and why, in words. A store
+    /// that stands before another one passes its answer on.
+    fn weakness(&self) -> Option<(StoreClass, String)> {
+        None
+    }
 }
 
 /// What opening a store takes that an address cannot hold.

@@ -31,7 +31,7 @@ pub(super) fn tidy(repo: &Repository, options: &CollectOptions, report: &mut Col
         };
         match &claim.kind {
             ClaimKind::Snapshot { .. } => {
-                if options.dry_run || repo.decide(*name, Decision::Revoke)? == Decision::Revoke {
+                if options.dry_run || repo.decide(*name, Decision::Revoke)? == Some(Decision::Revoke) {
                     report.revoked.push(*name);
                 }
             }

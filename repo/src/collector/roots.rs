@@ -27,6 +27,8 @@ pub(super) struct Roots {
 pub(super) struct Parts {
     pub(super) claim: bool,
     pub(super) decision: bool,
+    pub(super) intent: bool,
+    pub(super) revoke: bool,
 }
 
 impl Roots {
@@ -38,10 +40,13 @@ impl Roots {
         })?;
         repo.backend().list("snapshots/", &mut |object| {
             if let Some((name, part)) = ClaimName::parse(&object.name) {
+                // A claim without a claim is none, but what is left of one is to be swept.
                 let parts = roots.claims.entry(name).or_default();
                 match part {
                     ClaimPart::Claim => parts.claim = true,
                     ClaimPart::Decision => parts.decision = true,
+                    ClaimPart::Intent => parts.intent = true,
+                    ClaimPart::Revoke => parts.revoke = true,
                 }
             }
             Ok(())

@@ -168,7 +168,8 @@ impl<'a> Survey<'a> {
     fn revoke(&mut self, name: ClaimName) -> Result<bool> {
         let is_undecided = self.repo.backend().size(&name.decision())?.is_none()
             && self.repo.read_claim(name).is_ok_and(|claim| matches!(claim.kind, ClaimKind::Snapshot { .. }));
-        let is_revoked = is_undecided && (self.is_dry || self.repo.decide(name, Decision::Revoke)? == Decision::Revoke);
+        let is_revoked =
+            is_undecided && (self.is_dry || self.repo.decide(name, Decision::Revoke)? == Some(Decision::Revoke));
         self.revoked.extend(is_revoked.then_some(name));
         Ok(is_revoked)
     }

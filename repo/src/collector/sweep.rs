@@ -1,4 +1,5 @@
-//! Removes the records of what is gone: dead claims, tombstones, notes, sessions of the dead, superseded verified records.
+//! Removes the records of what is gone: dead claims, tombstones, notes, sessions of the dead, superseded verified records, what
+//! probes left.
 //!
 //! Not here: packs. What holds: of a dead snapshot go claim, decision, forget, in this order, so that a tombstone never goes
 //! before what it entombs; a REVOKE is never removed, since its writer may wake up; what a pin holds stays; a condemned record
@@ -13,10 +14,12 @@ use crate::backend::{Listed, list_sorted};
 use crate::error::{Kind, Result};
 use crate::id::PackUid;
 use crate::note::Note;
+use crate::probe;
 use crate::repository::Repository;
 use crate::sealed::ObjectKind;
 use crate::session::Sessions;
 use crate::snapshot::{ClaimKind, ClaimName, Condemned, Decision, Forget};
+use crate::time::Timestamp;
 use crate::verified;
 use std::collections::HashSet;
 
@@ -27,6 +30,7 @@ pub(super) fn sweep(
     sessions: &Sessions,
     orphaned_parity: &[String],
     own: &HashSet<PackUid>,
+    now: Timestamp,
     report: &mut CollectReport,
 ) -> Result<()> {
     // Before the claims: a note that is seen here was put after its claim, which is seen then, or is gone.
@@ -51,6 +55,9 @@ pub(super) fn sweep(
     }
     for name in sessions.ended.iter().chain(orphaned_parity) {
         repo.backend().delete(name)?;
+    }
+    for name in probe::left_over(repo.backend(), now)? {
+        repo.backend().delete(&name)?;
     }
     for record in repo.proven()?.superseded {
         repo.backend().delete(&verified::name(record))?;
@@ -100,6 +107,16 @@ fn sweep_claims(
     Ok(())
 }
 
+/// Removes what led to the decision of a commit that is forgotten. Beside a REVOKE it stays: its writer may wake up and look.
+fn delete_looks(repo: &Repository, name: ClaimName, parts: Parts) -> Result<()> {
+    for (is_there, object) in [(parts.intent, name.intent()), (parts.revoke, name.revoke())] {
+        if is_there {
+            repo.backend().delete(&object)?;
+        }
+    }
+    Ok(())
+}
+
 /// Removes the records of a dead claim; whether it was one.
 fn sweep_claim(repo: &Repository, name: ClaimName, parts: Parts, roots: &Roots, survey: &Survey<'_>) -> Result<bool> {
     let forgotten = roots.is_forgotten(repo, name.id)?;
@@ -118,6 +135,7 @@ fn sweep_claim(repo: &Repository, name: ClaimName, parts: Parts, roots: &Roots, 
         }
         if decision == Decision::Commit {
             repo.backend().delete(&name.decision())?;
+            delete_looks(repo, name, parts)?;
         }
     } else {
         let is_snapshot = match repo.read_claim(name) {
@@ -126,7 +144,7 @@ fn sweep_claim(repo: &Repository, name: ClaimName, parts: Parts, roots: &Roots, 
             Err(e) => return Err(e),
         };
         // Its writer may be about to commit: the register decides.
-        if is_snapshot && repo.decide(name, Decision::Revoke)? == Decision::Commit {
+        if is_snapshot && repo.decide(name, Decision::Revoke)? != Some(Decision::Revoke) {
             return Ok(false);
         }
         repo.backend().delete(&name.claim())?;

@@ -100,7 +100,9 @@ fn check(repo: &Repository, name: &str) -> Result<()> {
         }
         "snapshots" => match ClaimName::parse(name).ok_or_else(|| foreign(name))? {
             (claim, ClaimPart::Claim) => repo.read_claim(claim).map(drop),
-            (_, ClaimPart::Decision) => Decision::decode(&record(ObjectKind::Decision)?.body).map(drop),
+            (_, ClaimPart::Decision | ClaimPart::Intent | ClaimPart::Revoke) => {
+                Decision::decode(&record(ObjectKind::Decision)?.body).map(drop)
+            }
         },
         "forgets" => {
             let id: SnapshotId = Forget::parse(name).ok_or_else(|| foreign(name))?;

@@ -2,7 +2,7 @@
 //!
 //! Not here: what the claim holds. What holds: tombstones are read before existence; the check covers every pack that the claim
 //! relies on but for subtrees of parents, whose own check covers them as long as they are not forgotten; the decision is
-//! put-if-absent, so that a writer that wakes up after a janitor revoked it fails loudly.
+//! a register ([`crate::register`]), so that a writer that wakes up after a janitor revoked it fails loudly.
 
 use super::Writer;
 use crate::cbor::Map;
@@ -113,8 +113,13 @@ impl Writer {
 
     fn decide(&self, name: ClaimName) -> Result<()> {
         match self.repo.decide(name, Decision::Commit)? {
-            Decision::Commit => Ok(()),
-            Decision::Revoke => Err(lost("the janitor took it for dead and revoked it".to_owned())),
+            // Who gave up a claim that stayed undecided forgot it; the writer may have been about to decide.
+            Some(Decision::Commit) if self.repo.is_forgotten(name.id)? => {
+                Err(lost("it was forgotten meanwhile".to_owned()))
+            }
+            Some(Decision::Commit) => Ok(()),
+            Some(Decision::Revoke) => Err(lost("the janitor took it for dead and revoked it".to_owned())),
+            None => Err(lost("it was revoked while it was being committed".to_owned())),
         }
     }
 }
