@@ -17,6 +17,7 @@
 //! - [`Backend::delete`] is durable on return, and of a missing object succeeds: what is deleted next, and may explain what
 //!   was deleted now, never goes first.
 
+pub mod cached;
 pub mod faulty;
 pub mod local;
 pub mod memory;
@@ -78,6 +79,12 @@ pub trait Backend: Send + Sync + fmt::Debug {
 
     /// Removes the object if it is there.
     fn delete(&self, name: &str) -> Result<()>;
+
+    /// What was read of `len` bytes from byte `offset` on is not what was put, as keys and ids tell. A store that keeps copies
+    /// nearer than the object lets go of them and answers `true`: reading again may give other bytes.
+    fn doubt(&self, _name: &str, _offset: u64, _len: u64) -> bool {
+        false
+    }
 }
 
 /// All objects under `prefix`, sorted by name. For listings known to be small; packs are listed with the callback.
