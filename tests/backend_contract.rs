@@ -1,10 +1,12 @@
 //! Runs the contract of storage over every implementation of the repository room.
 
+use coffer_repo::backend::cached::{CacheOptions, Cached, Intake};
 use coffer_repo::backend::faulty::{Faulty, Plan};
 use coffer_repo::backend::local::Local;
 use coffer_repo::backend::memory::Memory;
 use coffer_tests::contract;
 use std::panic::catch_unwind;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 #[test]
@@ -20,6 +22,17 @@ fn local_keeps_the_contract() {
 #[test]
 fn memory_keeps_the_contract() {
     contract::run(&|| Box::new(Memory::default()));
+}
+
+#[test]
+fn a_store_behind_a_disk_cache_keeps_the_contract() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = AtomicU32::new(0);
+    contract::run(&|| {
+        let folder = folder.path().join(made.fetch_add(1, Ordering::Relaxed).to_string());
+        let options = CacheOptions { folder, budget_bytes: 100 << 20, intake: Intake::Keep };
+        Box::new(Cached::new(Arc::new(Memory::default()), options, |e| panic!("{e:?}")).unwrap())
+    });
 }
 
 #[test]

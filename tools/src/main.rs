@@ -13,6 +13,7 @@
 
 mod backup;
 mod budgets;
+mod cache;
 mod completions;
 mod context;
 mod credential;
@@ -92,6 +93,7 @@ enum Command {
     Gc(gc::Arguments),
     Heal(heal::Arguments),
     Key(key::Arguments),
+    Cache(cache::Arguments),
     Completions(completions::Arguments),
     Manpages(manpages::Arguments),
 }
@@ -128,6 +130,7 @@ impl Command {
             Command::Gc(arguments) => arguments.run(context),
             Command::Heal(arguments) => arguments.run(context),
             Command::Key(arguments) => arguments.run(context),
+            Command::Cache(arguments) => arguments.run(context),
             Command::Completions(arguments) => arguments.run(),
             Command::Manpages(arguments) => arguments.run(),
         }

@@ -150,9 +150,7 @@ fn files(folder: &Path) -> io::Result<Vec<Kept>> {
     for entry in entries(folder)? {
         for file in entries(&entry)? {
             match file.symlink_metadata() {
-                Ok(of) => {
-                    kept.push(Kept { path: file, bytes: of.blocks() * 512, used: (of.mtime(), of.mtime_nsec()) })
-                }
+                Ok(of) => kept.push(Kept { path: file, bytes: of.blocks() * 512, used: (of.mtime(), of.mtime_nsec()) }),
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                 Err(e) => return Err(e),
             }
