@@ -1,5 +1,6 @@
 //! Runs the contract of storage over every implementation of the repository room.
 
+use coffer_repo::backend::cached::{CacheOptions, Cached, Intake};
 use coffer_repo::backend::faulty::{Faulty, Plan};
 use coffer_repo::backend::local::Local;
 use coffer_repo::backend::memory::Memory;
@@ -21,6 +22,17 @@ fn local_keeps_the_contract() {
 #[test]
 fn memory_keeps_the_contract() {
     contract::run(&|| Arc::new(Memory::default()));
+}
+
+#[test]
+fn a_store_behind_a_disk_cache_keeps_the_contract() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = AtomicU32::new(0);
+    contract::run(&|| {
+        let folder = folder.path().join(made.fetch_add(1, Ordering::Relaxed).to_string());
+        let options = CacheOptions { folder, budget_bytes: 100 << 20, intake: Intake::Keep };
+        Arc::new(Cached::new(Arc::new(Memory::default()), options, |e| panic!("{e:?}")).unwrap())
+    });
 }
 
 #[test]

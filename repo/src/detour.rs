@@ -335,9 +335,11 @@ impl Detours {
                 pack
             }
         };
-        let mut sealed = vec![0; at.stored_len as usize];
-        self.repo.backend().get_range(&crate::pack::name(kind, at.pack), u64::from(at.offset), &mut sealed)?;
-        open(&pack, at, &mut sealed)
+        let (name, mut sealed) = (crate::pack::name(kind, at.pack), vec![0; at.stored_len as usize]);
+        self.repo.believing(&name, u64::from(at.offset), u64::from(at.stored_len), || {
+            self.repo.backend().get_range(&name, u64::from(at.offset), &mut sealed)?;
+            open(&pack, at, &mut sealed)
+        })
     }
 
     fn table(&self, pack: PackUid, search: &mut Search) -> Result<Arc<Table>> {

@@ -231,7 +231,8 @@ impl Nodes {
             self.repo.backend().get_range(&name, u64::from(at.offset), &mut sealed)?;
             self.open(&pack, at, &mut sealed, child, level)
         };
-        read().map_err(|e| missing_is_corrupt(e).within(format_args!("{name} at offset {}", at.offset)))
+        let believed = self.repo.believing(&name, u64::from(at.offset), u64::from(at.stored_len), read);
+        believed.map_err(|e| missing_is_corrupt(e).within(format_args!("{name} at offset {}", at.offset)))
     }
 
     /// The node in the frame `sealed`, which lies at `at`, if it is the one that `child` names.

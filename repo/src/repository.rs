@@ -155,6 +155,11 @@ impl Repository {
         }
     }
 
+    /// The same repository behind what `wrap` puts before its store.
+    pub fn behind(self, wrap: impl FnOnce(Arc<dyn Backend>) -> Result<Arc<dyn Backend>>) -> Result<Self> {
+        Ok(Repository { backend: wrap(Arc::clone(&self.backend))?, ..self })
+    }
+
     /// The store.
     #[must_use]
     pub fn backend(&self) -> &dyn Backend {
@@ -308,12 +313,29 @@ impl Repository {
 
     /// Reads and verifies a pack's header.
     pub fn pack_header(&self, kind: PackKind, uid: PackUid) -> Result<PackHeader> {
-        self.trusting(|certificates| PackHeader::fetch(self.backend(), &self.keys, certificates, kind, uid))
+        self.believing(&pack::name(kind, uid), 0, pack::header::MAX_LEN as u64, || {
+            self.trusting(|certificates| PackHeader::fetch(self.backend(), &self.keys, certificates, kind, uid))
+        })
     }
 
     /// As [`Repository::open_pack`] of a pack that begins with `bytes`.
     pub(crate) fn open_pack_of(&self, kind: PackKind, uid: PackUid, bytes: &[u8]) -> Result<OpenPack> {
         self.open_header(&self.trusting(|certificates| PackHeader::verify(&self.keys, certificates, kind, uid, bytes))?)
+    }
+
+    /// What `read` makes of `len` bytes of an object from `offset` on. When they are not what was put, and the store lets go of a
+    /// nearer copy of them, it is read once more.
+    pub(crate) fn believing<T>(
+        &self,
+        name: &str,
+        offset: u64,
+        len: u64,
+        mut read: impl FnMut() -> Result<T>,
+    ) -> Result<T> {
+        read().or_else(|e| match e.kind() == Kind::Corrupt && self.backend.doubt(name, offset, len) {
+            true => read(),
+            false => Err(e),
+        })
     }
 
     /// What `read` reads with the certificates known so far or, failing that, with all there are.

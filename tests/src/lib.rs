@@ -6,6 +6,7 @@ pub mod contract;
 pub mod counting;
 pub mod dice;
 pub mod disk;
+pub mod distant;
 pub mod golden;
 pub mod http;
 pub mod image;

@@ -64,6 +64,11 @@ pub fn init_fine(store: Arc<dyn Backend>, seed: u64) -> Result<Arc<Repository>> 
     )
 }
 
+/// Makes a repository in `store` that cuts disks as those do that the program makes.
+pub fn init_usual(store: Arc<dyn Backend>, seed: u64) -> Result<Arc<Repository>> {
+    init_cut(store, seed, DiskParams::default())
+}
+
 fn init_cut(store: Arc<dyn Backend>, seed: u64, disk: DiskParams) -> Result<Arc<Repository>> {
     let options = InitOptions {
         credential: passphrase(),

@@ -12,6 +12,7 @@ use crate::store;
 use crate::terminal::Terminal;
 use coffer_gateway::control::Word;
 use coffer_repo::backend::address::Address;
+use coffer_repo::backend::cached::{CacheOptions, Cached, Intake};
 use coffer_repo::catalog::Pin;
 use coffer_repo::descriptor;
 use coffer_repo::entropy::{Entropy, System};
@@ -25,6 +26,9 @@ use coffer_repo::{Error, Kind};
 use serde_json::Value;
 use std::path::PathBuf;
 use std::sync::Arc;
+
+/// The folder of the disk cache, in the cache folder of a repository. Another way of laying out its files would have another name.
+pub(crate) const DISK_CACHE: &str = "objects-1";
 
 /// What a command works with.
 #[derive(Clone)]
@@ -64,8 +68,26 @@ impl Context {
         store::address(self.settings.location()?, &self.settings.options)
     }
 
+    /// Opens the repository for reading what points hold: by way of this machine's disk cache, where one is wanted. Whoever has to
+    /// know what is in the store itself does not open it so.
+    pub(crate) fn open_cached(&self, intake: Intake) -> Result<Arc<Repository>> {
+        let repo = self.open_alone(&self.address()?, &self.settings.opener)?;
+        let budget_bytes = self.settings.disk_cache_bytes()?;
+        if budget_bytes == 0 {
+            return Ok(Arc::new(repo));
+        }
+        let options = CacheOptions { folder: self.cache_folder(&repo)?.join(DISK_CACHE), budget_bytes, intake };
+        let terminal = Arc::clone(&self.terminal);
+        let tell = move |e: &Error| terminal.notice(describe(e));
+        Ok(Arc::new(repo.behind(|store| Ok(Arc::new(Cached::new(store, options, tell)?)))?))
+    }
+
     /// Opens another repository.
     pub(crate) fn open_at(&self, address: &Address, opener: &Opener) -> Result<Arc<Repository>> {
+        Ok(Arc::new(self.open_alone(address, opener)?))
+    }
+
+    fn open_alone(&self, address: &Address, opener: &Opener) -> Result<Repository> {
         let backend = store::open(address).map_err(|failure| match failure {
             Failure::Failed(e) if e.kind() == Kind::NotFound => {
                 e.within("there is no repository; 'coffer init' makes one").into()
@@ -78,7 +100,7 @@ impl Context {
             return Err(Error::not_found(why).into());
         }
         let credential = credential::obtain(opener)?;
-        Ok(Arc::new(Repository::open(backend, &credential, entropy())?))
+        Ok(Repository::open(backend, &credential, entropy())?)
     }
 
     /// All points, oldest first. Damaged ones are warned of.

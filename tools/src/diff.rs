@@ -4,6 +4,7 @@ use crate::context::{Context, choose, choose_disk};
 use crate::exit::{Failure, Result};
 use crate::output::{self, size};
 use crate::signal;
+use coffer_repo::backend::cached::Intake;
 use coffer_repo::cancel::Cancel;
 use coffer_repo::diff::{DiffTotals, diff};
 use coffer_repo::point::PointName;
@@ -36,7 +37,7 @@ struct Pair<'a> {
 
 impl Arguments {
     pub(crate) fn run(&self, context: &Context) -> Result<()> {
-        let repo = context.open()?;
+        let repo = context.open_cached(Intake::Keep)?;
         let points = context.points(&repo)?;
         let (old, new) = (choose(&self.old, &points)?, choose(&self.new, &points)?);
         let pairs = self.pairs(old, new)?;

@@ -19,6 +19,7 @@ use coffer_gateway::control::{Errand, Outcome};
 use coffer_gateway::fork::{CommitPlan, Fork, ForkHeader, ForkName, Forks, ListedFork};
 use coffer_mover::backup::BackupReport;
 use coffer_repo::Kind;
+use coffer_repo::backend::cached::Intake;
 use coffer_repo::cancel::Cancel;
 use coffer_repo::point::PointName;
 use coffer_repo::reader::{Reader, ReaderOptions};
@@ -140,7 +141,7 @@ impl Commit {
 
 /// Has something done to a fork: here, or by the process that has it open.
 fn on_fork(context: &Context, name: &ForkName, errand: Errand, options: ReaderOptions) -> Result<()> {
-    let repo = context.open()?;
+    let repo = context.open_cached(Intake::Pass)?;
     let reader = context.reader(&repo, options)?;
     let outcome = match open(context, &repo, &reader, name) {
         Err(Failure::Failed(e)) if e.kind() == Kind::Locked => {

@@ -13,6 +13,7 @@
 
 mod backup;
 mod budgets;
+mod cache;
 mod completions;
 mod context;
 mod credential;
@@ -101,6 +102,7 @@ enum Command {
     Heal(heal::Arguments),
     Key(key::Arguments),
     Probe(probe::Arguments),
+    Cache(cache::Arguments),
     Completions(completions::Arguments),
     Manpages(manpages::Arguments),
 }
@@ -138,6 +140,7 @@ impl Command {
             Command::Heal(arguments) => arguments.run(context),
             Command::Key(arguments) => arguments.run(context),
             Command::Probe(arguments) => arguments.run(context),
+            Command::Cache(arguments) => arguments.run(context),
             Command::Completions(arguments) => arguments.run(),
             Command::Manpages(arguments) => arguments.run(),
         }

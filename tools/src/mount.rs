@@ -6,6 +6,7 @@ use crate::environment;
 use crate::exit::{Result, describe};
 use crate::signal;
 use coffer_mount::{Detached, MountOptions, Report, RepositoryCatalog, Session};
+use coffer_repo::backend::cached::Intake;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -26,7 +27,7 @@ pub(crate) struct Arguments {
 
 impl Arguments {
     pub(crate) fn run(&self, context: &Context) -> Result<()> {
-        let repo = context.open()?;
+        let repo = context.open_cached(Intake::Keep)?;
         let terminal = Arc::clone(&context.terminal);
         let report: Report = Arc::new(move |error| terminal.notice(describe(error)));
         let reader = context.reader(&repo, self.budgets.reader_options())?;

@@ -10,6 +10,7 @@ use coffer_gateway::SnapshotDevice;
 use coffer_mover::image_format::ImageFormat;
 use coffer_mover::restore::{RestoreOptions, RestoreProgress, RestoreReport, restore};
 use coffer_mover::target::{self, RestoredDisk, Space, TargetOptions};
+use coffer_repo::backend::cached::Intake;
 use coffer_repo::point::PointName;
 use coffer_repo::reader::ReaderOptions;
 use coffer_repo::{Error, Kind};
@@ -62,7 +63,7 @@ impl Arguments {
             let why = "restoring files out of a disk is not in this version; name POINT[:DISK]";
             return Err(Error::new(Kind::Unsupported, why).into());
         }
-        let repo = context.open()?;
+        let repo = context.open_cached(Intake::Pass)?;
         let snapshot = context.find(&repo, &self.point)?;
         let disk = choose_disk(&self.point, &snapshot)?;
         let cancel = signal::cancel(&context.terminal)?;

@@ -10,6 +10,7 @@
 //! other and are refused; a layer that names either hides both of the layers below it. An option hides the same one of the
 //! layers below it; the layer that names the repository hides all options below it, which are about another one.
 
+use crate::budgets::parse_size;
 use crate::environment::Environment;
 use crate::exit::{Result, wrong_use};
 use coffer_repo::backend::address;
@@ -41,6 +42,11 @@ pub(crate) struct Globals {
     #[arg(long, global = true, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
 
+    /// How much of the disk may keep what was read of the repository, for all processes together; 0: nothing. Without it 10G for
+    /// object stores and nothing for folders
+    #[arg(long, global = true, value_name = "SIZE", value_parser = parse_size)]
+    disk_cache: Option<u64>,
+
     /// Where forks are kept: what is written to them is nowhere else. Without it COFFER_STATE, or XDG_STATE_HOME/coffer
     #[arg(long, global = true, value_name = "DIR")]
     state: Option<PathBuf>,
@@ -53,6 +59,9 @@ pub(crate) struct Globals {
     #[arg(short, long, global = true)]
     pub(crate) quiet: bool,
 }
+
+/// What the disk cache of an object store may take.
+const DISK_CACHE_BYTES: u64 = 10 << 30;
 
 /// What opens the repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +86,7 @@ pub(crate) struct Settings {
     /// What opens the repository.
     pub(crate) opener: Opener,
     caches: Option<PathBuf>,
+    disk_cache: Option<u64>,
     state: Option<PathBuf>,
 }
 
@@ -112,6 +122,7 @@ impl Settings {
             options: Vec::new(),
             opener: Opener::Question,
             caches: globals.cache_dir.clone().or_else(|| environment.caches.map(|caches| caches.join("coffer"))),
+            disk_cache: globals.disk_cache,
             state: globals.state.clone().or(environment.state),
         };
         for (where_from, layer) in
@@ -144,6 +155,12 @@ impl Settings {
         })
     }
 
+    /// Bytes of the disk that may keep what was read of the repository.
+    pub(crate) fn disk_cache_bytes(&self) -> Result<u64> {
+        let usual = if is_remote(self.location()?) { DISK_CACHE_BYTES } else { 0 };
+        Ok(self.disk_cache.unwrap_or(usual))
+    }
+
     /// The folder for everything of ours that can be made again.
     pub(crate) fn caches(&self) -> Result<&Path> {
         self.caches.as_deref().ok_or_else(|| {
@@ -157,6 +174,11 @@ impl Settings {
             wrong_use("where are forks kept? Neither COFFER_STATE, XDG_STATE_HOME nor HOME is set; say --state DIR")
         })
     }
+}
+
+/// Whether a location is that of an object store: a URL.
+fn is_remote(location: &str) -> bool {
+    location.split_once("://").is_some_and(|(scheme, _)| !scheme.contains('/'))
 }
 
 /// Reads the configuration file; `None` when there is none.
@@ -260,6 +282,16 @@ mod tests {
         assert_eq!(options(elsewhere), line);
         let bad = Environment { options: Some("secret".into()), ..Environment::default() };
         assert!(matches!(Settings::resolve(&Globals::default(), bad), Err(Failure::WrongUse(_))));
+    }
+
+    #[test]
+    fn object_stores_have_a_disk_cache_unless_it_is_said_otherwise() {
+        let bytes = |location: &str, said: Option<u64>| {
+            let globals = Globals { disk_cache: said, ..globals(Some(location), None, None) };
+            Settings::resolve(&globals, Environment::default()).unwrap().disk_cache_bytes().unwrap()
+        };
+        assert_eq!([bytes("/srv/b", None), bytes("./s3://b", None), bytes("s3://b/p", None)], [0, 0, DISK_CACHE_BYTES]);
+        assert_eq!([bytes("/srv/b", Some(7)), bytes("s3://b/p", Some(0))], [7, 0]);
     }
 
     #[test]

@@ -20,6 +20,7 @@
 //!   was deleted now, never goes first.
 
 pub mod address;
+pub mod cached;
 pub mod faulty;
 pub mod local;
 pub mod memory;
@@ -97,6 +98,12 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// that stands before another one passes its answer on.
     fn weakness(&self) -> Option<(StoreClass, String)> {
         None
+    }
+
+    /// What was read of `len` bytes from byte `offset` on is not what was put, as keys and ids tell. A store that keeps copies
+    /// nearer than the object lets go of them and answers `true`: reading again may give other bytes.
+    fn doubt(&self, _name: &str, _offset: u64, _len: u64) -> bool {
+        false
     }
 }
 

@@ -13,6 +13,7 @@ use coffer_gateway::control::fork_socket::ForkSocket;
 use coffer_gateway::fork::{Fork, ForkName};
 use coffer_gateway::{Access, Changes, Export, Exports, Limits, Permit, SnapshotChanges, SnapshotDevice};
 use coffer_repo::Error;
+use coffer_repo::backend::cached::Intake;
 use coffer_repo::catalog::Pin;
 use coffer_repo::diff::Comparer;
 use coffer_repo::id::SnapshotId;
@@ -146,7 +147,7 @@ pub(super) fn offers(
 
 impl<'a> Opener<'a> {
     pub(super) fn new(context: &'a Context, options: ReaderOptions) -> Result<Self> {
-        let repo = context.open()?;
+        let repo = context.open_cached(Intake::Keep)?;
         let points = context.points(&repo)?;
         let reader = context.reader(&repo, options)?;
         let comparer = Comparer::new(&repo)?;
