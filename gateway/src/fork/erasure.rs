@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   new layer, new key, all of it zeroed, durable       (a crash: no header names it, and the next opening removes it)
-//!   -> flush -> barrier -> header names it alone, durable -> it takes the place of all layers
+//!   -> barrier -> header names it alone, durable -> it takes the place of all layers
 //!                                                       (a crash: the fork is zeroes; the next opening removes what was)
 //!   -> the other layers' keys and files go
 //! ```
@@ -35,8 +35,6 @@ impl Fork {
             // No header names it. As good as can be.
             let _ = fs::remove_dir_all(layer_folder(&self.folder, number));
         })?;
-        // So that little is under way when the barrier comes.
-        self.flush()?;
         let old = self.stack.barrier().supersede(Arc::new(layer), || place_header(&self.folder))?;
         self.set_header(header);
         let gone = std::mem::replace(&mut ledger.keys, keys);

@@ -121,10 +121,13 @@ impl Sanitizing {
         }
     }
 
-    fn begin(&self) -> Result<(), Sense> {
+    fn begin(&self, manner: Manner) -> Result<(), Sense> {
         let mut state = self.state();
-        if let State::Running(done) = *state {
-            return Err(in_progress(done));
+        match *state {
+            State::Running(done) => return Err(in_progress(done)),
+            // Who was told that nothing but success ends it is not told otherwise by the next attempt.
+            State::Failed { may_exit: false } if manner.may_exit => return Err(Sense::field(1, Some(5))),
+            State::Idle | State::Failed { .. } => {}
         }
         *state = State::Running(0);
         self.is_busy.store(true, Ordering::Release);
@@ -140,7 +143,7 @@ fn in_progress(done: u16) -> Sense {
 /// Begins, and waits for the end unless told not to, or until `stop`.
 pub(super) fn run(lun: &Arc<Lun>, work: Work, manner: Manner, stop: &AtomicBool) -> Result<(), Outcome> {
     let sanitizing = Arc::clone(&lun.sanitizing);
-    sanitizing.begin()?;
+    sanitizing.begin(manner)?;
     let of_thread = Arc::clone(lun);
     let thread = std::thread::Builder::new().name("sanitize".to_owned()).spawn(move || {
         let done = sanitize(&of_thread, &work);

@@ -107,10 +107,15 @@ fn a_disk_with_a_key_is_erased_by_throwing_it_away() {
     assert_eq!(fails(&nexus, &[0x48, 0x1f, 0, 0, 0, 0, 0, 0, 0, 0], &[]), invalid);
     let mut may_exit = BY_KEY;
     may_exit[1] |= 0x20;
+    assert_eq!(fails(&nexus, &may_exit, &[]), invalid, "it began without that");
+    keyed.is_stuck.store(false, Ordering::Relaxed);
+    good(&nexus, &BY_KEY, &[]);
+    good(&nexus, &write(0, 1), &[8; 512]);
+    keyed.is_stuck.store(true, Ordering::Relaxed);
     assert_eq!(fails(&nexus, &may_exit, &[]), (Key::MediumError, Code::SANITIZE_FAILED));
     good(&nexus, &[0x48, 0x1f, 0, 0, 0, 0, 0, 0, 0, 0], &[]);
     assert_eq!(good(&nexus, &read(0, 1), &[]), [8; 512], "nothing was erased");
-    assert_eq!(keyed.keys.load(Ordering::Relaxed), 2);
+    assert_eq!(keyed.keys.load(Ordering::Relaxed), 3);
     keyed.is_stuck.store(false, Ordering::Relaxed);
     let mut at_once = BY_KEY;
     at_once[1] |= 0x80;

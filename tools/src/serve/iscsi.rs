@@ -3,7 +3,7 @@
 //! Not here: what a target is made of ([`super::target`]), gateways. What holds: nothing listens before all that was asked for is found
 //! and allowed.
 
-use super::offer::{ExportSpec, Offer, Opener};
+use super::offer::{ExportSpec, Offer, Opener, parse_limits};
 use super::place::{self, Place, SocketMode};
 use super::target::{CredentialSpec, GuestSpec, LunSpec, TargetSpec};
 use crate::budgets::Budgets;
@@ -38,6 +38,11 @@ pub(super) struct Iscsi {
     /// Without it each logical block is one
     #[arg(long, value_name = "512|4096", value_parser = clap::value_parser!(u32).range(512..=4096))]
     physical_block_size: Option<u32>,
+
+    /// How much of a disk all its initiators together get in a second: requests, bytes or both, as in 0=2000/100M or 0=/16M. SANITIZE is
+    /// paced by it, too. May be repeated
+    #[arg(long = "limit", value_name = "N=[REQUESTS]/[BYTES]")]
+    limits: Vec<NumberedLimits>,
 
     /// Who may use it: the initiators of these names. Without it everybody may. May be repeated
     #[arg(long = "initiator", value_name = "IQN")]
@@ -83,6 +88,10 @@ pub(super) struct PortalSpec(pub(super) Place);
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct NumberedSpec(u16, ExportSpec);
 
+/// `N=REQUESTS/BYTES`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct NumberedLimits(u16, Limits);
+
 impl FromStr for PortalSpec {
     type Err = String;
 
@@ -105,10 +114,25 @@ impl FromStr for NumberedSpec {
     type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
-        let (number, what) = text.split_once('=').ok_or("it lacks N=")?;
-        let number = number.parse().map_err(|_| format!("'{number}' is not the number of a LUN"))?;
+        let (number, what) = numbered(text)?;
         Ok(NumberedSpec(number, what.parse().map_err(|e: coffer_repo::Error| e.to_string())?))
     }
+}
+
+impl FromStr for NumberedLimits {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let (number, limits) = numbered(text)?;
+        Ok(NumberedLimits(number, parse_limits(limits)?))
+    }
+}
+
+/// The number of a LUN and what is said of it.
+fn numbered(text: &str) -> std::result::Result<(u16, &str), String> {
+    let (number, what) = text.split_once('=').ok_or("it lacks N=")?;
+    let number = number.parse().map_err(|_| format!("'{number}' is not the number of a LUN"))?;
+    Ok((number, what))
 }
 
 /// Listeners as portals of one group: sessions may use all of them at once.
@@ -160,12 +184,15 @@ impl Iscsi {
             offer: Offer {
                 spec: spec.clone(),
                 permits: Vec::new(),
-                limits: Limits::default(),
+                limits: self.limits.iter().rfind(|limits| limits.0 == *number).map_or_else(Limits::default, |l| l.1),
                 changed_since: Vec::new(),
             },
             block_size: self.block_size,
             physical_block_size: self.physical_block_size,
         };
+        if let Some(limits) = self.limits.iter().find(|limits| self.luns.iter().all(|lun| lun.0 != limits.0)) {
+            return Err(wrong_use(format!("--limit {}=: there is no such --lun", limits.0)));
+        }
         for (option, size) in [("block", self.block_size), ("physical-block", self.physical_block_size)] {
             if size.is_some_and(|size| !size.is_power_of_two()) {
                 return Err(wrong_use(format!("--{option}-size: a power of two from 512 to 4096")));
@@ -225,6 +252,9 @@ mod tests {
         let spec = |text: &str| text.parse::<NumberedSpec>();
         assert_eq!(spec("7=web@latest").unwrap().0, 7);
         assert_eq!(spec("0=fork:lab").unwrap().1, ExportSpec::of_fork("fork:lab", "lab").unwrap());
+        let limits = |text: &str| text.parse::<NumberedLimits>().map(|limits| (limits.0, limits.1.bytes));
+        assert_eq!(limits("3=/1k"), Ok((3, std::num::NonZeroU64::new(1024))));
+        assert!(limits("x=/1k").is_err() && limits("3=").is_err() && limits("/1k").is_err());
         for wrong in ["web@latest", "x=web@latest", "=fork:lab", "1=fork:../x", "70000=fork:lab"] {
             assert!(spec(wrong).is_err(), "{wrong}");
         }
