@@ -3,8 +3,8 @@
 # With --bench also those that only the benchmarks need: the peers and what makes the dataset.
 #
 # Quick and offline where nothing is missing. What is missing and cannot be installed is an error: no test is skipped
-# for it. Writes nothing but Debian packages, rustup's components, and target/venv, target/azurite, target/guest and target/guest-initiator; on
-# machines that carry QEMU from bookworm-backports without that source it adds the source, pinned so that nothing else comes from it.
+# for it. Writes nothing but Debian packages, rustup's components, and target/venv, target/azurite, target/guest, target/guest-initiator and
+# target/fio; on machines that carry QEMU from bookworm-backports without that source it adds the source, pinned so that nothing else comes from it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -26,7 +26,8 @@ run Azurite, the emulator of Azure blobs: nodejs
 show what a wrong clock does: faketime
 measure CPU time and memory: time'
 bench='make the dataset: debootstrap openssl procps
-compare with: restic borgbackup'
+compare with: restic borgbackup tgt
+build fio with its engine for iSCSI: libiscsi-dev'
 
 # wanted SET.. - the packages of the sets, one a line
 wanted() { printf '%s\n' "$@" | sed 's/^.*: //' | tr ' ' '\n'; }
@@ -149,9 +150,20 @@ setup_guest() {
     fetch_guest || fail "the guest's kernel and initiator could not be had"
 }
 
+setup_bench() {
+    local absent
+    absent=$(missing "$bench")
+    setup_packages "$base" "$bench"
+    # Its package starts a target that everybody can reach; the benchmarks start one of their own.
+    if [[ $absent == *tgt* ]] && systemctl is-active --quiet tgt 2>/dev/null; then
+        as_root systemctl disable --quiet --now tgt
+    fi
+    bash tests/bench/fio.sh target/fio || fail "fio with its engine for iSCSI could not be built"
+}
+
 case "$*" in
 '') setup_packages "$base" ;;
---bench) setup_packages "$base" "$bench" ;;
+--bench) setup_bench ;;
 *) fail "usage: tests/setup.sh [--bench]" ;;
 esac
 setup_qemu

@@ -4,14 +4,15 @@
 Backup and restore beside restic and borg (encrypted and compressed, as each does it by default), and beside what the
 machine could do at best (ceiling.rs: cutting, zstd at level 1 and expanding on all cores, with nothing else to do).
 Then reads through FUSE and NBD beside the raw image itself, read directly or served by qemu-nbd; then forks over NBD
-beside qemu-nbd and nbdkit on a raw file with the same content. Then backups into object stores on loopback beside one into
-a folder, and reads over a link with a latency of 50 ms (stores.rs).
+beside qemu-nbd and nbdkit on a raw file with the same content; then a fork over iSCSI beside tgtd on such a file. Then backups
+into object stores on loopback beside one into a folder, and reads over a link with a latency of 50 ms (stores.rs).
 
 Figures hold for this machine at this moment; what travels are the ratios, taken side by side in one run. Nothing is
 asserted about time; what was restored is compared.
 
 Environment: BENCH_RUNS (default 1): whole runs, of which each figure is the best; BENCH_PEERS (default "restic borg");
-BENCH_TABLES (default "backup reads forks stores"); CARGO_TARGET_DIR; TMPDIR: a disk with room for the repositories and an image.
+BENCH_TABLES (default "backup reads forks iscsi stores"); CARGO_TARGET_DIR; TMPDIR: a disk with room for the repositories and an
+image.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ import filecmp
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -338,6 +340,12 @@ def load(pid):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), int(peak) << 10
 
 
+def resident(pid):
+    """A process's memory now, in bytes."""
+    with open(f"/proc/{pid}/status", encoding="ascii") as file:
+        return int(next(line.split()[1] for line in file if line.startswith("VmRSS"))) << 10
+
+
 def fio(target, start, length, *options):
     """Reads once with fio; returns reads per second, bytes per second, and the number of reads."""
     command = ["fio", "--name=read", "--readonly", "--output-format=json", "--invalidate=0", "--thread"]
@@ -367,10 +375,10 @@ def read_tables(images):
         coffer.backup(image, "A")
         mnt = os.path.join(scratch, "mnt")
         os.mkdir(mnt)
-        socket = os.path.join(scratch, "socket")
+        file = os.path.join(scratch, "socket")
 
         def nbd(name):
-            return ["--ioengine=nbd", f"--uri=nbd+unix:///{name}?socket={socket}"]
+            return ["--ioengine=nbd", f"--uri=nbd+unix:///{name}?socket={file}"]
 
         def fuse():
             return [os.path.join(folder, name) for folder, _, names in os.walk(mnt) for name in names if ".raw" in name]
@@ -383,13 +391,13 @@ def read_tables(images):
                 lambda: ["--ioengine=psync", f"--filename={fuse()[0]}"],
             ),
             "qemu-nbd of the raw image": (
-                ["qemu-nbd", "-r", "-f", "raw", "-t", "-e", "16", "-k", socket, image],
-                lambda: os.path.exists(socket),
+                ["qemu-nbd", "-r", "-f", "raw", "-t", "-e", "16", "-k", file, image],
+                lambda: os.path.exists(file),
                 lambda: nbd(""),
             ),
             "coffer serve nbd": (
-                [*coffer.command, "serve", "nbd", "--listen", f"unix:{socket}", "disk=A@latest"],
-                lambda: os.path.exists(socket),
+                [*coffer.command, "serve", "nbd", "--listen", f"unix:{file}", "disk=A@latest"],
+                lambda: os.path.exists(file),
                 lambda: nbd("disk"),
             ),
         }
@@ -436,9 +444,9 @@ def read_tables(images):
     table(title, head, rows)
 
 
-def job(target, length, *options):
+def job(target, length, *options, program="fio"):
     """One fio job on the first bytes of a device or file: requests a second, bytes a second, 99th percentile in us."""
-    command = ["fio", "--name=job", "--output-format=json", "--invalidate=0", "--thread", "--norandommap"]
+    command = [program, "--name=job", "--output-format=json", "--invalidate=0", "--thread", "--norandommap"]
     command += [f"--size={length}", *target, *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -463,17 +471,22 @@ FORK_STEPS = (
 )
 
 
+def cut(image, start, length, raw):
+    """Makes a file of a part of an image."""
+    with open(image, "rb", buffering=0) as file, open(raw, "wb", buffering=0) as out:
+        file.seek(start)
+        for _ in range(length // MIB):
+            out.write(file.read(MIB))
+
+
 def fork_table(images):
     """A point and its fork over NBD, beside qemu-nbd and nbdkit on a raw file, all warm. Prints a table."""
     image = os.path.join(images, "A-gen1.raw")
     start, share = densest(image, FORK_BYTES)
     best = {}
     with tempfile.TemporaryDirectory(prefix="coffer-bench.") as scratch, contextlib.ExitStack() as stack:
-        raw, socket = os.path.join(scratch, "raw"), {}
-        with open(image, "rb", buffering=0) as file, open(raw, "wb", buffering=0) as out:
-            file.seek(start)
-            for _ in range(FORK_BYTES // MIB):
-                out.write(file.read(MIB))
+        raw, sockets = os.path.join(scratch, "raw"), {}
+        cut(image, start, FORK_BYTES, raw)
         coffer = Coffer(scratch)
         coffer.init()
         coffer.backup(raw, "F")
@@ -486,12 +499,12 @@ def fork_table(images):
             + ["point=F@latest", "own=fork:own", "touched=fork:touched"],
         }
         for door, command in doors.items():
-            path = socket[door] = os.path.join(scratch, f"{door}.socket")
+            path = sockets[door] = os.path.join(scratch, f"{door}.socket")
             command = [part.replace("SOCKET", path) for part in command]
             stack.enter_context(server(command, lambda path=path: os.path.exists(path), coffer.environment))
 
         def nbd(door, name=""):
-            return ["--ioengine=nbd", f"--uri=nbd+unix:///{name}?socket={socket[door]}"]
+            return ["--ioengine=nbd", f"--uri=nbd+unix:///{name}?socket={sockets[door]}"]
 
         def measure(step, through, target, options):
             """Keeps the best of what was measured."""
@@ -551,10 +564,120 @@ def store_table(images):
     table("Object stores", ["Step", "MiB", "s", "MB/s", "ratio"], rows)
 
 
+# fio with its engine for iSCSI, as tests/setup.sh builds it.
+FIO_FOR_ISCSI = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../target/fio/fio")
+IQN = "iqn.2026-01.bench:disk"
+ISCSI_STEPS = (
+    ("random 4 KiB reads, one at a time", ["--rw=randread", "--bs=4k", "--iodepth=1"]),
+    ("random 4 KiB reads, 32 at once", ["--rw=randread", "--bs=4k", "--iodepth=32"]),
+    ("reads in order, 1 MiB", ["--rw=read", "--bs=1m", "--iodepth=4"]),
+    ("random 4 KiB writes, one at a time", ["--rw=randwrite", "--bs=4k", "--iodepth=1"]),
+    ("random 4 KiB writes, 32 at once", ["--rw=randwrite", "--bs=4k", "--iodepth=32"]),
+    ("writes in order, 1 MiB", ["--rw=write", "--bs=1m", "--iodepth=4"]),
+)
+SESSIONS = 256
+
+
+def free_port():
+    """A port of loopback that nobody has."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def is_listening(port):
+    """Whether somebody listens there."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def log_in(port, session):
+    """A connection with a session of its own and nothing else in it: one login request, as RFC 7143 has it, and its answer."""
+    text = f"InitiatorName=iqn.2026-01.bench:{session}\0TargetName={IQN}\0SessionType=Normal\0".encode()
+    # A login from the operational stage straight to the end, with an ISID of its own.
+    head = bytes([0x43, 0x87, 0, 0, 0]) + len(text).to_bytes(3, "big") + b"\x80\0\0\0" + session.to_bytes(2, "big")
+    connection = socket.create_connection(("127.0.0.1", port))
+    connection.sendall(head.ljust(48, b"\0") + text.ljust(-len(text) % 4 + len(text), b"\0"))
+    answer = connection.recv(48, socket.MSG_WAITALL)
+    if len(answer) != 48 or answer[0] != 0x23 or answer[36] != 0:
+        sys.exit(f"bench: the login of session {session} was answered {answer.hex()}")
+    return connection
+
+
+def tgtd(raw, port, stack):
+    """tgtd with a raw file as LUN 1, until the stack ends."""
+    control = str(port % 30000)
+    admin = ["tgtadm", "-C", control, "--lld", "iscsi", "--op"]
+
+    def is_up():
+        return subprocess.run([*admin, "show", "--mode", "sys"], capture_output=True, check=False).returncode == 0
+
+    command = ["tgtd", "-f", "-C", control, "--iscsi", f"portal=127.0.0.1:{port}"]
+    pid = stack.enter_context(server(command, is_up))
+    # It does not go while a target is there.
+    for order in (["delete", "--mode", "sys"], ["delete", "--force", "--mode", "target", "--tid", "1"]):
+        stack.callback(subprocess.run, [*admin, *order], check=False)
+    for order in (
+        ["new", "--mode", "target", "--tid", "1", "-T", IQN],
+        ["new", "--mode", "logicalunit", "--tid", "1", "--lun", "1", "-b", raw],
+        ["bind", "--mode", "target", "--tid", "1", "-I", "ALL"],
+    ):
+        subprocess.run([*admin, *order], check=True)
+    return pid
+
+
+def iscsi_table(images):
+    """A fork as a LUN, beside tgtd on a raw file, over TCP on loopback, all warm. Prints a table."""
+    image = os.path.join(images, "A-gen1.raw")
+    start, share = densest(image, FORK_BYTES)
+    best = {}
+    with tempfile.TemporaryDirectory(prefix="coffer-bench.") as scratch, contextlib.ExitStack() as stack:
+        raw, ports = os.path.join(scratch, "raw"), {"coffer": free_port(), "tgtd": free_port()}
+        cut(image, start, FORK_BYTES, raw)
+        coffer = Coffer(scratch)
+        coffer.init()
+        coffer.backup(raw, "I")
+        coffer.run("fork", "create", "own", "I@latest")
+        serve = ["serve", "iscsi", "--listen", f"127.0.0.1:{ports['coffer']}", "--target", IQN, "--lun", "1=fork:own"]
+        pid = stack.enter_context(
+            server([*coffer.command, *serve], lambda: is_listening(ports["coffer"]), coffer.environment)
+        )
+        tgtd(raw, ports["tgtd"], stack)
+
+        def measure(door, *options):
+            address = f"iscsi\\://127.0.0.1\\:{ports[door]}/{IQN.replace(':', chr(92) + ':')}/1"
+            target = ["--ioengine=libiscsi", f"--filename={address}"]
+            return job(target, FORK_BYTES, *options, program=FIO_FOR_ISCSI)
+
+        for door in ports:
+            measure(door, "--rw=write", "--bs=1m", "--iodepth=4")
+            measure(door, "--rw=read", "--bs=1m", "--iodepth=4")
+        for step, options in ISCSI_STEPS:
+            for _ in range(FORK_RUNS):
+                for door in ports:
+                    measured = measure(door, *options, *FOR_A_WHILE)
+                    best[step, door] = max(best.get((step, door), measured), measured)
+        before = resident(pid)
+        sessions = [log_in(ports["coffer"], number) for number in range(SESSIONS)]
+        grown = resident(pid) - before
+        for connection in sessions:
+            connection.close()
+    rows = []
+    for (step, door), (rate, speed, late) in best.items():
+        shown = f"{speed / 1e6:.0f} MB/s" if "1 MiB" in step else f"{rate:.0f}/s"
+        yardstick, yardstick_late = best[step, "tgtd"][0], best[step, "tgtd"][2]
+        ratios = (f"{rate / yardstick:.2f}", f"{late / yardstick_late:.2f}") if door == "coffer" else ("", "")
+        rows.append([step, door, shown, ratios[0], f"{late:.0f}", ratios[1]])
+    head = ["A fork over iSCSI", "through", "speed", "against tgtd", "99 % within us", "against tgtd"]
+    title = f"{FORK_BYTES // MIB} MiB ({share:.0%} data), warm, best of {FORK_RUNS}; "
+    title += f"{SESSIONS} sessions more: {grown / MIB:.1f} MiB of memory"
+    table(title, head, rows)
+
+
 def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    wanted = os.environ.get("BENCH_TABLES", "backup reads forks stores").split()
+    wanted = os.environ.get("BENCH_TABLES", "backup reads forks iscsi stores").split()
     tools = ["coffer", *os.environ.get("BENCH_PEERS", "restic borg").split()]
     if "backup" in wanted:
         backup_tables(os.path.abspath(sys.argv[1]), tools, int(os.environ.get("BENCH_RUNS", "1")))
@@ -562,6 +685,8 @@ def main():
         read_tables(os.path.abspath(sys.argv[1]))
     if "forks" in wanted:
         fork_table(os.path.abspath(sys.argv[1]))
+    if "iscsi" in wanted:
+        iscsi_table(os.path.abspath(sys.argv[1]))
     if "stores" in wanted:
         store_table(os.path.abspath(sys.argv[1]))
 
