@@ -13,5 +13,6 @@ pub mod nbd;
 pub mod program;
 pub mod qmp;
 pub mod rig;
+pub mod scripted;
 pub mod simulation;
 pub mod stage;
