@@ -77,6 +77,12 @@ impl Coffer {
     /// The same with another key: the option that names it, and its file.
     #[must_use]
     pub fn command_with(&self, key: [&str; 2], arguments: &[&str]) -> Command {
+        self.command_on("repo", key, arguments)
+    }
+
+    /// The same on another repository.
+    #[must_use]
+    pub fn command_on(&self, repository: &str, key: [&str; 2], arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command
             .current_dir(self.folder.path())
@@ -84,7 +90,7 @@ impl Coffer {
             .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
             .env("TMPDIR", self.path("scratch"))
             .env("COFFER_STATE", self.path("state"))
-            .args(["-r", "repo", "--cache-dir", "cache"])
+            .args(["-r", repository, "--cache-dir", "cache"])
             .args(key)
             .args(arguments)
             .stdin(Stdio::null());
@@ -154,15 +160,25 @@ impl Coffer {
 
     /// The repository, opened by this process through `wrap`.
     pub fn open(&self, wrap: impl FnOnce(Local) -> Arc<dyn Backend>) -> Arc<Repository> {
-        let backend = wrap(Local::open(&self.path("repo")).unwrap());
+        self.open_other("repo", wrap)
+    }
+
+    /// The same of another repository in the folder, which the same passphrase opens.
+    pub fn open_other(&self, repository: &str, wrap: impl FnOnce(Local) -> Arc<dyn Backend>) -> Arc<Repository> {
+        let backend = wrap(Local::open(&self.path(repository)).unwrap());
         let credential = Credential::Passphrase(PASSPHRASE.to_owned().into());
         Arc::new(Repository::open(backend, &credential, Arc::new(System)).unwrap())
     }
 
     /// The repository's objects under `prefix`, by name.
     pub fn objects(&self, prefix: &str) -> BTreeMap<PathBuf, Stamp> {
+        self.objects_of("repo", prefix)
+    }
+
+    /// The same of another repository in the folder.
+    pub fn objects_of(&self, repository: &str, prefix: &str) -> BTreeMap<PathBuf, Stamp> {
         let mut found = BTreeMap::new();
-        collect(&self.path("repo").join(prefix), &mut found);
+        collect(&self.path(repository).join(prefix), &mut found);
         found
     }
 }

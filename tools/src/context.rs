@@ -71,7 +71,7 @@ impl Context {
             let why = format!("{} is not a Coffer repository; 'coffer init' makes one", path.display());
             return Err(Error::not_found(why).into());
         }
-        let credential = credential::obtain(opener)?;
+        let credential = credential::obtain(opener, location)?;
         Ok(Arc::new(Repository::open(backend, &credential, entropy())?))
     }
 

@@ -42,13 +42,14 @@ enum Switch {
 
 impl Arguments {
     pub(crate) fn run(&self, context: &Context) -> Result<()> {
-        let path = local_path(context.settings.location()?)?;
+        let location = context.settings.location()?;
+        let path = local_path(location)?;
         check_place(&path)?;
         let entropy = entropy();
         let (credential, file) = match &context.settings.opener {
             // What opens it later may as well be there already.
             named if *named != Opener::Question && !self.credential.is_given() => {
-                (credential::obtain(named)?, NewFile::default())
+                (credential::obtain(named, location)?, NewFile::default())
             }
             _ => self.credential.prepare(&*entropy)?,
         };

@@ -15,6 +15,7 @@ mod backup;
 mod budgets;
 mod completions;
 mod context;
+mod copy;
 mod credential;
 mod diff;
 mod environment;
@@ -36,6 +37,7 @@ mod serve;
 mod settings;
 mod show;
 mod signal;
+mod since;
 mod snapshots;
 mod stats;
 mod terminal;
@@ -91,6 +93,7 @@ enum Command {
     Unprotect(protect::Unprotect),
     Gc(gc::Arguments),
     Heal(heal::Arguments),
+    Copy(copy::Arguments),
     Key(key::Arguments),
     Completions(completions::Arguments),
     Manpages(manpages::Arguments),
@@ -127,6 +130,7 @@ impl Command {
             Command::Unprotect(arguments) => arguments.run(context),
             Command::Gc(arguments) => arguments.run(context),
             Command::Heal(arguments) => arguments.run(context),
+            Command::Copy(arguments) => arguments.run(context),
             Command::Key(arguments) => arguments.run(context),
             Command::Completions(arguments) => arguments.run(),
             Command::Manpages(arguments) => arguments.run(),

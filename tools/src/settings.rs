@@ -62,6 +62,8 @@ pub(crate) struct Settings {
     location: Option<String>,
     /// What opens the repository.
     pub(crate) opener: Opener,
+    /// What the environment says that opens the repository that is copied to.
+    pub(crate) to_opener: Option<Opener>,
     caches: Option<PathBuf>,
     state: Option<PathBuf>,
 }
@@ -92,6 +94,11 @@ impl Settings {
         let mut settings = Settings {
             location: None,
             opener: Opener::Question,
+            to_opener: named(
+                "the environment, for what is copied to,",
+                environment.to_password_file,
+                environment.to_key_file,
+            )?,
             caches: globals.cache_dir.clone().or_else(|| environment.caches.map(|caches| caches.join("coffer"))),
             state: globals.state.clone().or(environment.state),
         };
@@ -99,14 +106,7 @@ impl Settings {
             [("the command line", line), ("the environment", variables), ("the configuration file", file)]
         {
             settings.location = settings.location.or(layer.repository);
-            let named = match (layer.password_file, layer.key_file) {
-                (None, None) => continue,
-                (Some(file), None) => Opener::PasswordFile(file),
-                (None, Some(file)) => Opener::KeyFile(file),
-                (Some(_), Some(_)) => {
-                    return Err(wrong_use(format!("{where_from} names both a password file and a key file; name one")));
-                }
-            };
+            let Some(named) = named(where_from, layer.password_file, layer.key_file)? else { continue };
             if settings.opener == Opener::Question {
                 settings.opener = named;
             }
@@ -133,6 +133,18 @@ impl Settings {
         self.state.as_deref().ok_or_else(|| {
             wrong_use("where are forks kept? Neither COFFER_STATE, XDG_STATE_HOME nor HOME is set; say --state DIR")
         })
+    }
+}
+
+/// The file that one layer names, if it names any.
+fn named(where_from: &str, password_file: Option<PathBuf>, key_file: Option<PathBuf>) -> Result<Option<Opener>> {
+    match (password_file, key_file) {
+        (None, None) => Ok(None),
+        (Some(file), None) => Ok(Some(Opener::PasswordFile(file))),
+        (None, Some(file)) => Ok(Some(Opener::KeyFile(file))),
+        (Some(_), Some(_)) => {
+            Err(wrong_use(format!("{where_from} names both a password file and a key file; name one")))
+        }
     }
 }
 
