@@ -22,7 +22,9 @@ use coffer_repo::{Error, Result};
 use coffer_tests::audit::{Audit, LATE};
 use coffer_tests::dice::Dice;
 use coffer_tests::disk::DiskContent;
-use coffer_tests::rig::{Job, at, collect, collecting, init, learn_packs, open, open_index, read_disk};
+use coffer_tests::rig::{
+    Job, at, collect, collecting, copy_all, copying, init, learn_packs, open, open_index, read_disk,
+};
 use coffer_tests::stage::{Kinds, Stage, content};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -196,6 +198,70 @@ fn a_crash_after_any_put_or_delete_took_effect() {
 
 /// What a backup on a stage is of.
 const NEW: (&str, u64, Kinds) = ("mail", 100, [20, 21, 0]);
+
+/// A repository with three points in `store`, to be copied.
+fn copied_from(contents: &Contents) -> Memory {
+    let (store, dir) = (Arc::new(Memory::default()), tempfile::tempdir().unwrap());
+    init(store.clone(), 11).unwrap();
+    let repo = open(store.clone(), 12).unwrap();
+    let index = open_index(&repo, dir.path()).unwrap();
+    let first = Job::new("web", 10, vec![("d", &contents.first)]).run(&repo, &index).unwrap();
+    Job::new("web", 20, vec![("d", &contents.second)]).on(Some(first)).run(&repo, &index).unwrap();
+    Job::new("db", 30, vec![("d", &contents.other)]).run(&repo, &index).unwrap();
+    store.clone_state()
+}
+
+/// Copies all points; bytes of the chunks that this stored.
+fn copy_points(from: Arc<dyn Backend>, to: Arc<dyn Backend>, entropy: u64) -> Result<u64> {
+    let dir = tempfile::tempdir().map_err(|e| Error::internal(e.to_string()))?;
+    let (source, destination) = (open(from, entropy)?, open(to, entropy + 1)?);
+    let index = open_index(&destination, dir.path())?;
+    learn_packs(&destination, &index)?;
+    let made = copy_all(&source, &destination, &index, &copying(1000))?;
+    Ok(made.iter().map(|made| made.snapshot.stats.new_raw).sum())
+}
+
+/// Copies until either store dies at operation `n`, then copies again; true when the first came to its end.
+fn copy_that_crashes(contents: &Contents, source: &Memory, start: &Memory, stop: Stop, at_source: bool) -> bool {
+    let plan = |dies: bool| Plan { stop: dies.then_some(stop), ..Plan::default() };
+    let from = Arc::new(Faulty::new(source.clone_state(), plan(at_source)));
+    let to = Arc::new(Faulty::new(start.clone_state(), plan(!at_source)));
+    let ended = copy_points(from.clone(), to.clone(), 20);
+    let (from, left) = (from.inner().clone_state(), to.inner().clone_state());
+    for store in [&from, &left] {
+        check(store, contents, &Told::default()).unwrap_or_else(|why| panic!("{stop:?}: {why}"));
+    }
+    let left = Arc::new(left);
+    let raw = || chunks_in(&open(left.clone(), 30).unwrap()).values().sum::<u64>();
+    let arrived = raw();
+    let sent =
+        copy_points(Arc::new(from.clone_state()), left.clone(), 40).unwrap_or_else(|e| panic!("{stop:?}: {e:?}"));
+    assert_eq!(arrived + sent, raw(), "{stop:?}: a chunk was sent again");
+    check(&left, contents, &Told::default()).unwrap_or_else(|why| panic!("{stop:?}: {why}"));
+    let points = open(left, 50).unwrap().points().unwrap().snapshots;
+    let origins: BTreeSet<_> = points.iter().map(|point| point.copied.unwrap().origin).collect();
+    assert_eq!((points.len(), origins.len()), (3, 3), "{stop:?}");
+    ended.is_ok()
+}
+
+#[test]
+fn a_copy_that_crashes_leaves_whole_points_and_goes_on() {
+    let contents = Contents::new();
+    let source = copied_from(&contents);
+    let (start, _) = start(&contents);
+    for (counted, fatal, at_source) in [
+        (Counted::Every, Fatal::Lost, false),
+        (Counted::Mutating, Fatal::Done, false),
+        (Counted::Every, Fatal::Lost, true),
+    ] {
+        let mut at = 1;
+        while !copy_that_crashes(&contents, &source, &start, Stop { at, counted, fatal }, at_source) {
+            at += 1;
+        }
+        assert!(at > 25, "the flow ended after {at} operations");
+        println!("{at} operations");
+    }
+}
 
 /// What is done to a stage, with a directory for scratch; the point that it committed.
 type Flow = dyn Fn(Arc<dyn Backend>, &Path) -> Result<Option<Snapshot>>;

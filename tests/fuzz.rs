@@ -42,7 +42,7 @@ use coffer_repo::repository::Repository;
 use coffer_repo::retention::Stretch;
 use coffer_repo::seal::{Compressor, Decompressor};
 use coffer_repo::sealed::{ObjectKind, Unverified};
-use coffer_repo::snapshot::{Claim, ClaimName, Condemned, Decision, Forget};
+use coffer_repo::snapshot::{Claim, ClaimName, Condemned, Copied, Decision, Forget, Origin};
 use coffer_repo::time::Timestamp;
 use coffer_repo::verified::{Level, Proof, Verified};
 use coffer_tests::dice::Dice;
@@ -287,7 +287,11 @@ fn objects(corpus: &Corpus) -> Vec<Decoder<'_>> {
     let unsigned = |bytes: Vec<u8>| bytes[..bytes.len() - 64].to_vec();
     let key_file = Credential::from_key_file(&corpus.key_file).unwrap();
     let with_digest = |bytes: &[u8]| [bytes, blake3::hash(bytes).as_bytes()].concat();
-    let claims = corpus.bodies(ObjectKind::Claim, "snapshots/", "/claim");
+    let mut claims = corpus.bodies(ObjectKind::Claim, "snapshots/", "/claim");
+    let origin = Origin { repo: RepoId([3; 16]), snapshot: SnapshotId([4; 16]) };
+    let copied = Some(Copied { origin, begun: Timestamp::from_seconds(5).unwrap() });
+    let copies = claims.iter().map(|claim| Claim { copied, ..Claim::decode(claim).unwrap() }.encode().unwrap());
+    claims.extend(copies.collect::<Vec<_>>());
     let cbor: Vec<Vec<u8>> = [
         claims.clone(),
         corpus.bodies(ObjectKind::Note, "notes/", ""),

@@ -13,6 +13,8 @@ mod block_device;
 mod collected;
 #[path = "journey/conformance.rs"]
 mod conformance;
+#[path = "journey/copied.rs"]
+mod copied;
 #[path = "journey/crowd.rs"]
 mod crowd;
 #[path = "journey/disk_cache.rs"]

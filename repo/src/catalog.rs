@@ -143,11 +143,11 @@ impl Repository {
             }
             other => other?,
         };
-        let Claim { kind, workload, tags, identity, parents, .. } = claim;
+        let Claim { kind, workload, tags, identity, parents, copied, .. } = claim;
         match kind {
             ClaimKind::Pin { .. } => Ok(None),
             ClaimKind::Snapshot { disks, stats } => {
-                Ok(Some(Snapshot { name, workload, tags, identity, parents, disks, stats }))
+                Ok(Some(Snapshot { name, workload, tags, identity, parents, copied, disks, stats }))
             }
         }
     }
@@ -319,6 +319,7 @@ fn pin_claim(snapshot: &Snapshot, purpose: &str, identity: &Identity, time: Time
         tags: Vec::new(),
         identity: identity.clone(),
         parents: vec![snapshot.id()],
+        copied: None,
         extra: Map::new().with("session", &session.id().0),
     }
 }

@@ -7,7 +7,7 @@
 //! [`reader`] (range -> leaf -> chunk -> frame -> bytes). Besides: [`repository`] opens and makes repositories, [`catalog`] lists
 //! and pins points, [`protection`] protects and forgets them, [`retention`] says which ones rules keep, [`point`] finds them by
 //! name, [`rotation`] gives new packs another key, [`probe`] finds out what the store promises ([`store_class`]), [`verify`] proves points readable, [`heal`] makes them so again, [`stats`] says
-//! what they take, [`diff`] compares them. Bytes that are stored are encoded in pure files: [`descriptor`], [`key_slot`],
+//! what they take, [`diff`] compares them, [`copy`] copies them to another repository. Bytes that are stored are encoded in pure files: [`descriptor`], [`key_slot`],
 //! [`epoch`], [`sealed`], [`snapshot`], [`note`], [`disk_map`], [`pack`], [`parity`], [`index_delta`], [`moved`], [`verified`],
 //! [`cbor`]; FORMAT.md says each of them byte by byte.
 //!
@@ -24,6 +24,8 @@ mod census;
 pub mod certificate;
 pub mod chunker;
 pub mod collector;
+#[cfg(feature = "index")]
+pub mod copy;
 mod crew;
 pub mod crypto;
 mod cursor;

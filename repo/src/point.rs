@@ -176,6 +176,7 @@ mod tests {
             tags: vec![],
             identity: Identity::default(),
             parents: vec![],
+            copied: None,
             disks: if id == 1 { vec![disk("a")] } else { vec![disk("a"), disk("b")] },
             stats: ClaimStats::default(),
         }

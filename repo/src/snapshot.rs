@@ -13,7 +13,7 @@
 
 use crate::cbor::{Map, Value};
 use crate::error::{Error, Kind, Result};
-use crate::id::{PackUid, SnapshotId, WorkloadTag};
+use crate::id::{PackUid, RepoId, SnapshotId, WorkloadTag};
 use crate::time::Timestamp;
 use std::fmt;
 
@@ -135,6 +135,24 @@ pub struct ClaimStats {
     pub new_stored: u64,
 }
 
+/// Where a point was made first: it and all its copies have that in common, whichever of them was copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Origin {
+    /// The repository.
+    pub repo: RepoId,
+    /// The point's id there.
+    pub snapshot: SnapshotId,
+}
+
+/// What a copy says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Copied {
+    /// What it is a copy of.
+    pub origin: Origin,
+    /// When copying it began; the claim's own time is that of the original.
+    pub begun: Timestamp,
+}
+
 /// What a claim claims.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClaimKind {
@@ -157,16 +175,18 @@ pub enum ClaimKind {
 pub struct Claim {
     /// Snapshot or pin.
     pub kind: ClaimKind,
-    /// When it was begun.
+    /// When it was begun; a copy: when its original was.
     pub time: Timestamp,
     /// The protected thing.
     pub workload: String,
     /// Free words.
     pub tags: Vec<String>,
-    /// Who made it.
+    /// Who made it; a copy: who made its original.
     pub identity: Identity,
     /// What it was made from; a pin: what it holds.
     pub parents: Vec<SnapshotId>,
+    /// Of what it is a copy, if it is one.
+    pub copied: Option<Copied>,
     /// Keys that this version does not know.
     pub extra: Map,
 }
@@ -193,6 +213,8 @@ pub struct Snapshot {
     pub identity: Identity,
     /// What it was made from.
     pub parents: Vec<SnapshotId>,
+    /// Of what it is a copy, if it is one.
+    pub copied: Option<Copied>,
     /// Its disks.
     pub disks: Vec<Disk>,
     /// What making it took.
@@ -206,10 +228,16 @@ impl Snapshot {
         self.name.id
     }
 
-    /// When its backup began.
+    /// When its backup began; a copy: when that of its original did.
     #[must_use]
     pub fn time(&self) -> Timestamp {
         self.name.time
+    }
+
+    /// Where it was made first, given that it lies in `repo`.
+    #[must_use]
+    pub fn origin(&self, repo: RepoId) -> Origin {
+        self.copied.map_or(Origin { repo, snapshot: self.id() }, |copied| copied.origin)
     }
 
     /// The disk called `name`, or the nearest names in the error.
@@ -350,6 +378,13 @@ impl Claim {
         map.insert("user", self.identity.user.as_str());
         map.insert("program", self.identity.program.as_str());
         map.insert("parents", parents);
+        if let Some(Copied { origin, begun }) = &self.copied {
+            let origin = Map::new()
+                .with("repo", &origin.repo.0)
+                .with("snapshot", &origin.snapshot.0)
+                .with("copied", begun.seconds());
+            map.insert("origin", origin);
+        }
         match &self.kind {
             ClaimKind::Pin { purpose } => {
                 map.insert("kind", "pin");
@@ -407,6 +442,11 @@ impl Claim {
             Value::Bytes(b) => SnapshotId::from_slice(b),
             _ => Err(Error::corrupt("a claim's parent is not an id")),
         };
+        let copied = |origin: &Map| -> Result<Copied> {
+            let snapshot = SnapshotId(origin.array_of("snapshot")?);
+            let origin_of = Origin { repo: RepoId(origin.array_of("repo")?), snapshot };
+            Ok(Copied { origin: origin_of, begun: Timestamp::from_seconds(origin.uint("copied")?)? })
+        };
         let claim = Claim {
             kind,
             time: Timestamp::from_seconds(map.uint("time")?)?,
@@ -418,11 +458,13 @@ impl Claim {
                 program: map.text("program")?.to_owned(),
             },
             parents: map.list("parents")?.iter().map(parent).collect::<Result<_>>()?,
+            copied: map.opt_map("origin")?.map(copied).transpose()?,
             extra: Map::new(),
         };
-        for known in
-            ["v", "kind", "purpose", "disks", "stats", "time", "workload", "tags", "host", "user", "program", "parents"]
-        {
+        for known in [
+            "v", "kind", "purpose", "disks", "stats", "time", "workload", "tags", "host", "user", "program", "parents",
+            "origin",
+        ] {
             map.remove(known);
         }
         Ok(Claim { extra: map, ..claim })
@@ -487,6 +529,7 @@ mod tests {
             tags: vec!["nightly".into(), "ä".into()],
             identity: Identity { host: "h".into(), user: "u".into(), program: "coffer 0.1.0".into() },
             parents: vec![SnapshotId([7; 16])],
+            copied: None,
             extra: Map::new().with("future", 5u64),
         }
     }
@@ -497,6 +540,34 @@ mod tests {
         assert_eq!(Claim::decode(&claim.encode().unwrap()).unwrap(), claim);
         let pin = Claim { kind: ClaimKind::Pin { purpose: "mount".into() }, ..claim };
         assert_eq!(Claim::decode(&pin.encode().unwrap()).unwrap(), pin);
+    }
+
+    #[test]
+    fn a_copy_names_its_origin_by_the_keys_of_the_format() {
+        let origin = Origin { repo: RepoId([8; 16]), snapshot: SnapshotId([9; 16]) };
+        let claim = Claim { copied: Some(Copied { origin, begun: Timestamp::from_seconds(77).unwrap() }), ..sample() };
+        let mut map = Map::decode(&claim.encode().unwrap()).unwrap();
+        let expected = Map::new().with("repo", &[8; 16]).with("snapshot", &[9; 16]).with("copied", 77u64);
+        assert_eq!(map.map("origin").unwrap(), &expected);
+        assert_eq!(Claim::decode(&map.encode().unwrap()).unwrap(), claim);
+        for bad in [
+            Value::from(5u64),
+            Map::new().into(),
+            expected.clone().with("later", 1u64).into(),
+            Map::new().with("repo", &[8; 16]).with("snapshot", &[9; 15]).with("copied", 77u64).into(),
+        ] {
+            let is_later = matches!(&bad, Value::Map(map) if map.get("later").is_some());
+            map.remove("origin");
+            map.insert("origin", bad);
+            let decoded = Claim::decode(&map.encode().unwrap());
+            assert_eq!(
+                decoded.as_ref().map(|c| c.copied).map_err(Error::kind),
+                match is_later {
+                    true => Ok(claim.copied),
+                    false => Err(Kind::Corrupt),
+                }
+            );
+        }
     }
 
     #[test]

@@ -29,7 +29,7 @@ use crate::nodes::{Nodes, Root};
 use crate::repository::Repository;
 use crate::seal::Compressor;
 use crate::session::{Session, SessionTag};
-use crate::snapshot::{Disk, Identity, Snapshot};
+use crate::snapshot::{Claim, Copied, Disk, Identity, Origin, Snapshot};
 use crate::time::Timestamp;
 use crate::tree::TreeBuilder;
 use crate::window::WindowSource;
@@ -123,6 +123,10 @@ pub struct Writer {
     packer: Packer,
     progress: Arc<Progress>,
     disks: Vec<Disk>,
+    /// Of a copy.
+    copied: Option<Copied>,
+    /// Keys of the claim that this version does not know: those of a copy's original.
+    extra: Map,
     /// Kept running for as long as the writer lives.
     _session: Option<Arc<Session>>,
     time: Timestamp,
@@ -171,6 +175,8 @@ impl Writer {
             trust,
             progress,
             disks: Vec::new(),
+            copied: None,
+            extra: Map::new(),
             _session: session,
             time: now,
         })
@@ -244,6 +250,16 @@ impl Writer {
         let DiskSpec { name, block_size, platform } = spec;
         self.disks.push(Disk { name, size, block_size, root, token: None, platform, unreadable });
         Ok(())
+    }
+
+    /// Makes the snapshot a copy of the one that `original` claims: it has that one's time and maker, and what this version does not
+    /// understand of it, and names its `origin`. Of one origin there is never more than one copy that counts: who comes later is
+    /// `Overtaken`.
+    pub fn copy_of(&mut self, original: &Claim, origin: Origin) {
+        self.copied = Some(Copied { origin, begun: self.time });
+        self.time = original.time;
+        self.identity = original.identity.clone();
+        self.extra = original.extra.clone();
     }
 
     /// Notes what the source calls the state that was read from it.

@@ -242,6 +242,7 @@ fn a_leaf_that_leads_to_the_wrong_place_is_found() {
         tags: vec![],
         identity: Identity::default(),
         parents: vec![],
+        copied: None,
         extra: coffer_repo::cbor::Map::new(),
     };
     let name = ClaimName { id: SnapshotId([9; 16]), time: at(20), ..point.name };

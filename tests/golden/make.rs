@@ -230,6 +230,7 @@ fn leftovers(repo: &Repository, entropy: &dyn Entropy) {
             tags: Vec::new(),
             identity: identity(),
             parents: Vec::new(),
+            copied: None,
             extra: Map::new().with("later", "a key of a later version"),
         };
         let tag = repo.keys().id_key().workload_tag("web");

@@ -16,9 +16,9 @@ const SEED: u64 = 20_261;
 /// Noise; an index delta comes after every 256 MiB.
 const SIZE: u64 = 640 * MIB;
 
-/// Bytes of the chunks that the repository's index deltas name.
-fn published(coffer: &Coffer) -> u64 {
-    let repo = coffer.open(|local| Arc::new(local));
+/// Bytes of the chunks that a repository's index deltas name.
+pub(crate) fn published(coffer: &Coffer, repository: &str) -> u64 {
+    let repo = coffer.open_other(repository, |local| Arc::new(local));
     let mut names = Vec::new();
     repo.backend()
         .list(index_delta::PREFIX, &mut |object| {
@@ -67,7 +67,7 @@ fn a_killed_backup_goes_on_where_it_was() {
         }
     }
 
-    let named = published(&coffer) - 8 * MIB;
+    let named = published(&coffer, "repo") - 8 * MIB;
     // Two deltas, each of 256 MiB with the frames around the chunks.
     assert!(named > 2 * 250 * MIB, "{named}");
     let source = serve();

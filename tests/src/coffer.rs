@@ -23,6 +23,8 @@ use std::sync::Arc;
 use tempfile::TempDir;
 
 const PASSPHRASE: &str = "journeys end in lovers meeting";
+/// The repository, unless it is at a [`Place`].
+const OWN: &str = "repo";
 
 /// The program in a folder. Arguments name files relative to it.
 pub struct Coffer {
@@ -95,6 +97,12 @@ impl Coffer {
     /// The same with another key: the option that names it, and its file.
     #[must_use]
     pub fn command_with(&self, key: [&str; 2], arguments: &[&str]) -> Command {
+        self.command_on(OWN, key, arguments)
+    }
+
+    /// The same on another repository.
+    #[must_use]
+    pub fn command_on(&self, repository: &str, key: [&str; 2], arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command
             .current_dir(self.folder.path())
@@ -106,11 +114,11 @@ impl Coffer {
             .args(key)
             .stdin(Stdio::null());
         match &self.place {
-            None => command.args(["-r", "repo"]),
-            Some(place) => {
+            Some(place) if repository == OWN => {
                 let options = place.options.iter().flat_map(|option| ["-o", option]);
                 command.args(["-r", &place.location]).args(options).envs(place.environment.iter().cloned())
             }
+            _ => command.args(["-r", repository]),
         };
         command.args(arguments);
         command
@@ -180,14 +188,19 @@ impl Coffer {
     /// The store that holds the repository, opened by this process.
     pub fn store(&self) -> Arc<dyn Backend> {
         match &self.place {
-            None => Arc::new(Local::open(&self.path("repo")).unwrap()),
+            None => Arc::new(Local::open(&self.path(OWN)).unwrap()),
             Some(place) => place.open(),
         }
     }
 
     /// The repository, opened by this process through `wrap`.
     pub fn open(&self, wrap: impl FnOnce(Local) -> Arc<dyn Backend>) -> Arc<Repository> {
-        self.open_on(wrap(Local::open(&self.path("repo")).unwrap()))
+        self.open_other(OWN, wrap)
+    }
+
+    /// The same of another repository in the folder, which the same passphrase opens.
+    pub fn open_other(&self, repository: &str, wrap: impl FnOnce(Local) -> Arc<dyn Backend>) -> Arc<Repository> {
+        self.open_on(wrap(Local::open(&self.path(repository)).unwrap()))
     }
 
     /// The repository, which is in this store.
@@ -198,8 +211,13 @@ impl Coffer {
 
     /// The repository's objects under `prefix`, by name.
     pub fn objects(&self, prefix: &str) -> BTreeMap<PathBuf, Stamp> {
+        self.objects_of(OWN, prefix)
+    }
+
+    /// The same of another repository in the folder.
+    pub fn objects_of(&self, repository: &str, prefix: &str) -> BTreeMap<PathBuf, Stamp> {
         let mut found = BTreeMap::new();
-        collect(&self.path("repo").join(prefix), &mut found);
+        collect(&self.path(repository).join(prefix), &mut found);
         found
     }
 }

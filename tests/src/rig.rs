@@ -4,7 +4,7 @@
 //! repeats; passphrases cost next to nothing here.
 
 // A harness speaks by failing.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::missing_panics_doc)]
 
 use crate::disk::{DiskContent, DiskSource, read_bytes};
 use coffer_repo::Result;
@@ -12,6 +12,7 @@ use coffer_repo::backend::Backend;
 use coffer_repo::cancel::Cancel;
 use coffer_repo::chunker::{DiskParams, StreamParams};
 use coffer_repo::collector::{self, CollectOptions, CollectProgress, CollectReport};
+use coffer_repo::copy::{Copier, CopyOptions, Made, Outcome, PointCopy, Side};
 use coffer_repo::crypto::Aead;
 use coffer_repo::entropy::{Entropy, Seeded};
 use coffer_repo::index::{Index, IndexOptions, MemoryBudget, SyncReport};
@@ -24,6 +25,7 @@ use coffer_repo::writer::{DiskSpec, Writer, WriterOptions};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 /// Bytes of a window in the repositories of [`init`]: the least there can be.
 pub const WINDOW: u64 = 1 << 20;
@@ -69,7 +71,8 @@ pub fn init_usual(store: Arc<dyn Backend>, seed: u64) -> Result<Arc<Repository>>
     init_cut(store, seed, DiskParams::default())
 }
 
-fn init_cut(store: Arc<dyn Backend>, seed: u64, disk: DiskParams) -> Result<Arc<Repository>> {
+/// Makes a repository that cuts disks so.
+pub fn init_cut(store: Arc<dyn Backend>, seed: u64, disk: DiskParams) -> Result<Arc<Repository>> {
     let options = InitOptions {
         credential: passphrase(),
         slot: slot("rig", 1),
@@ -181,4 +184,54 @@ pub fn reader(repo: &Arc<Repository>) -> Result<Arc<Reader>> {
 /// Everything on a disk of a snapshot, read with nothing cached.
 pub fn read_disk(repo: &Arc<Repository>, snapshot: &Snapshot, disk: &str) -> Result<Vec<u8>> {
     read_bytes(&reader(repo)?.disk(snapshot, disk)?)
+}
+
+/// How points are copied here: by one worker into small packs, so that operations come in one order.
+#[must_use]
+pub fn copying(now: u64) -> CopyOptions {
+    let writer = WriterOptions { workers: 1, uploads: 1, pack_bytes: 300 << 10, ..WriterOptions::default() };
+    CopyOptions {
+        keep_going: false,
+        verify: false,
+        max_rate: None,
+        writer,
+        identity: Identity::default(),
+        now: at(now),
+    }
+}
+
+/// What copies points of `source` to `destination`.
+pub fn copier(source: &Arc<Repository>, destination: &Arc<Repository>, options: CopyOptions) -> Result<Copier> {
+    let side = |repo: &Arc<Repository>| Ok(Side { repo: Arc::clone(repo), points: repo.points()?.snapshots });
+    Copier::begin(side(source)?, side(destination)?, reader(source)?, options)
+}
+
+/// Copies one point, and compares it if that is wanted. Damage is an error.
+pub fn copy_point(copier: &mut Copier, index: &Arc<Index>, point: &Snapshot, options: &CopyOptions) -> Result<Made> {
+    let never = Cancel::default();
+    let copy = PointCopy::begin(copier, index, point)?.expect("nobody forgets points meanwhile");
+    let made = match copy.run(&never)? {
+        Outcome::Made(made) => *made,
+        Outcome::Damaged(e) => return Err(e),
+    };
+    if options.verify {
+        let compared = AtomicU64::new(0);
+        copier.compare(point, &made.snapshot, &compared, &never)?;
+        assert_eq!(compared.into_inner(), point.logical_bytes());
+    }
+    copier.add(made.snapshot.clone());
+    Ok(made)
+}
+
+/// Copies all points that `destination` lacks.
+pub fn copy_all(
+    source: &Arc<Repository>,
+    destination: &Arc<Repository>,
+    index: &Arc<Index>,
+    options: &CopyOptions,
+) -> Result<Vec<Made>> {
+    let mut copier = copier(source, destination, options.clone())?;
+    let points = source.points()?.snapshots;
+    let due = copier.due(&points.iter().collect::<Vec<_>>());
+    due.iter().map(|point| copy_point(&mut copier, index, point, options)).collect()
 }

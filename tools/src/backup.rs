@@ -79,7 +79,7 @@ enum DedupScope {
     All,
 }
 
-fn seal_levels() -> std::ops::RangeInclusive<i64> {
+pub(crate) fn seal_levels() -> std::ops::RangeInclusive<i64> {
     i64::from(*seal::LEVELS.start())..=i64::from(*seal::LEVELS.end())
 }
 

@@ -99,7 +99,7 @@ impl Context {
             let why = format!("{address} is not a Coffer repository; 'coffer init' makes one");
             return Err(Error::not_found(why).into());
         }
-        let credential = credential::obtain(opener)?;
+        let credential = credential::obtain(opener, &address.to_string())?;
         Ok(Repository::open(backend, &credential, entropy())?)
     }
 

@@ -38,15 +38,15 @@ pub(crate) type Prepared = (Credential, NewFile);
 #[derive(Debug, Default)]
 pub(crate) struct NewFile(Option<PathBuf>);
 
-/// The credential of an existing slot.
-pub(crate) fn obtain(opener: &Opener) -> Result<Credential> {
+/// The credential of an existing slot of the repository at `location`.
+pub(crate) fn obtain(opener: &Opener, location: &str) -> Result<Credential> {
     match opener {
         Opener::PasswordFile(path) => read_passphrase(path),
         Opener::KeyFile(path) => {
             let text = read_secret(path, "key file")?;
             Credential::from_key_file(&text).map_err(|e| e.within(format!("key file {}", path.display())).into())
         }
-        Opener::Question => Ok(Credential::Passphrase(ask("Passphrase: ")?)),
+        Opener::Question => Ok(Credential::Passphrase(ask(&format!("Passphrase of {location}: "))?)),
     }
 }
 
@@ -165,7 +165,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pass");
         std::fs::write(&path, bytes).unwrap();
-        match obtain(&Opener::PasswordFile(path))? {
+        match obtain(&Opener::PasswordFile(path), "here")? {
             Credential::Passphrase(text) => Ok(text.to_string()),
             Credential::KeyFile(_) => panic!("a key"),
         }
@@ -188,7 +188,7 @@ mod tests {
         let path = dir.path().join("key");
         let (_, made) = make_key_file(&path, &Seeded::new(1)).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert!(matches!(obtain(&Opener::KeyFile(path.clone())).unwrap(), Credential::KeyFile(_)));
+        assert!(matches!(obtain(&Opener::KeyFile(path.clone()), "here").unwrap(), Credential::KeyFile(_)));
         assert!(make_key_file(&path, &Seeded::new(2)).is_err());
         assert!(path.exists());
         drop(made);

@@ -24,6 +24,10 @@ pub(crate) struct Environment {
     pub(crate) password_file: Option<PathBuf>,
     /// `COFFER_KEY_FILE`.
     pub(crate) key_file: Option<PathBuf>,
+    /// `COFFER_TO_PASSWORD_FILE`.
+    pub(crate) to_password_file: Option<PathBuf>,
+    /// `COFFER_TO_KEY_FILE`.
+    pub(crate) to_key_file: Option<PathBuf>,
     /// Where programs keep what they can make again: `XDG_CACHE_HOME`, or `HOME/.cache`.
     pub(crate) caches: Option<PathBuf>,
     /// Where forks are kept: `COFFER_STATE`, or `coffer` in `XDG_STATE_HOME` or `HOME/.local/state`.
@@ -45,6 +49,8 @@ impl Environment {
             options: path("COFFER_OPTIONS").map(|p| p.to_string_lossy().into_owned()),
             password_file: path("COFFER_PASSWORD_FILE"),
             key_file: path("COFFER_KEY_FILE"),
+            to_password_file: path("COFFER_TO_PASSWORD_FILE"),
+            to_key_file: path("COFFER_TO_KEY_FILE"),
             caches: xdg("XDG_CACHE_HOME", ".cache"),
             state: path("COFFER_STATE").or_else(|| xdg("XDG_STATE_HOME", ".local/state").map(|p| p.join("coffer"))),
             configurations: xdg("XDG_CONFIG_HOME", ".config"),

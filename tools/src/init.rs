@@ -53,7 +53,7 @@ impl Arguments {
         let (credential, file) = match &context.settings.opener {
             // What opens it later may as well be there already.
             named if *named != Opener::Question && !self.credential.is_given() => {
-                (credential::obtain(named)?, NewFile::default())
+                (credential::obtain(named, &address.to_string())?, NewFile::default())
             }
             _ => self.credential.prepare(&*entropy)?,
         };

@@ -16,6 +16,7 @@ mod budgets;
 mod cache;
 mod completions;
 mod context;
+mod copy;
 mod credential;
 mod diff;
 mod environment;
@@ -38,6 +39,7 @@ mod serve;
 mod settings;
 mod show;
 mod signal;
+mod since;
 mod snapshots;
 mod stats;
 mod store;
@@ -100,6 +102,7 @@ enum Command {
     Unprotect(protect::Unprotect),
     Gc(gc::Arguments),
     Heal(heal::Arguments),
+    Copy(copy::Arguments),
     Key(key::Arguments),
     Probe(probe::Arguments),
     Cache(cache::Arguments),
@@ -138,6 +141,7 @@ impl Command {
             Command::Unprotect(arguments) => arguments.run(context),
             Command::Gc(arguments) => arguments.run(context),
             Command::Heal(arguments) => arguments.run(context),
+            Command::Copy(arguments) => arguments.run(context),
             Command::Key(arguments) => arguments.run(context),
             Command::Probe(arguments) => arguments.run(context),
             Command::Cache(arguments) => arguments.run(context),

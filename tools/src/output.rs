@@ -10,7 +10,7 @@ use crate::exit::{Failure, Result};
 use coffer_mover::range_list::RangeList;
 use coffer_repo::Error;
 use coffer_repo::protection::{Protected, Protection};
-use coffer_repo::snapshot::Snapshot;
+use coffer_repo::snapshot::{Copied, Snapshot};
 use coffer_repo::time::Timestamp;
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Value, json};
@@ -116,12 +116,23 @@ pub(crate) fn snapshot(snapshot: &Snapshot) -> Value {
         "user": snapshot.identity.user,
         "program": snapshot.identity.program,
         "parents": snapshot.parents.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "origin": snapshot.copied.map(origin),
         "size": snapshot.logical_bytes(),
         "read": snapshot.stats.read,
         "new_chunks": snapshot.stats.new_chunks,
         "new_bytes": snapshot.stats.new_raw,
         "stored_bytes": snapshot.stats.new_stored,
         "disks": disks,
+    })
+}
+
+/// Of what a copy is one.
+fn origin(copied: Copied) -> Value {
+    json!({
+        "repository": copied.origin.repo.to_string(),
+        "snapshot": copied.origin.snapshot.to_string(),
+        "copied": copied.begun.to_string(),
+        "copied_seconds": copied.begun.seconds(),
     })
 }
 

@@ -85,6 +85,8 @@ pub(crate) struct Settings {
     pub(crate) options: Vec<StoreOption>,
     /// What opens the repository.
     pub(crate) opener: Opener,
+    /// What the environment says that opens the repository that is copied to.
+    pub(crate) to_opener: Option<Opener>,
     caches: Option<PathBuf>,
     disk_cache: Option<u64>,
     state: Option<PathBuf>,
@@ -121,6 +123,11 @@ impl Settings {
             location: None,
             options: Vec::new(),
             opener: Opener::Question,
+            to_opener: named(
+                "the environment, for what is copied to,",
+                environment.to_password_file,
+                environment.to_key_file,
+            )?,
             caches: globals.cache_dir.clone().or_else(|| environment.caches.map(|caches| caches.join("coffer"))),
             disk_cache: globals.disk_cache,
             state: globals.state.clone().or(environment.state),
@@ -133,14 +140,7 @@ impl Settings {
                 settings.options.extend(layer.options.into_iter().filter(|(name, _)| !said.contains(name)));
             }
             settings.location = settings.location.or(layer.repository);
-            let named = match (layer.password_file, layer.key_file) {
-                (None, None) => continue,
-                (Some(file), None) => Opener::PasswordFile(file),
-                (None, Some(file)) => Opener::KeyFile(file),
-                (Some(_), Some(_)) => {
-                    return Err(wrong_use(format!("{where_from} names both a password file and a key file; name one")));
-                }
-            };
+            let Some(named) = named(where_from, layer.password_file, layer.key_file)? else { continue };
             if settings.opener == Opener::Question {
                 settings.opener = named;
             }
@@ -179,6 +179,18 @@ impl Settings {
 /// Whether a location is that of an object store: a URL.
 fn is_remote(location: &str) -> bool {
     location.split_once("://").is_some_and(|(scheme, _)| !scheme.contains('/'))
+}
+
+/// The file that one layer names, if it names any.
+fn named(where_from: &str, password_file: Option<PathBuf>, key_file: Option<PathBuf>) -> Result<Option<Opener>> {
+    match (password_file, key_file) {
+        (None, None) => Ok(None),
+        (Some(file), None) => Ok(Some(Opener::PasswordFile(file))),
+        (None, Some(file)) => Ok(Some(Opener::KeyFile(file))),
+        (Some(_), Some(_)) => {
+            Err(wrong_use(format!("{where_from} names both a password file and a key file; name one")))
+        }
+    }
 }
 
 /// Reads the configuration file; `None` when there is none.

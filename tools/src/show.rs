@@ -5,7 +5,7 @@ use crate::exit::Result;
 use crate::output::{self, size};
 use coffer_repo::point::PointName;
 use coffer_repo::protection::Protection;
-use coffer_repo::snapshot::Disk;
+use coffer_repo::snapshot::{Copied, Disk, Origin};
 
 /// Show one point
 #[derive(Debug, clap::Args)]
@@ -34,6 +34,7 @@ impl Arguments {
             ("protected", protected.of(snapshot.id()).iter().map(protection).collect::<Vec<_>>().join("; ")),
             ("made by", format!("{}@{} with {}", identity.user, identity.host, identity.program)),
             ("parents", parents.join(", ")),
+            ("copy of", snapshot.copied.map_or_else(String::new, origin)),
             ("read", size(stats.read)),
             (
                 "added",
@@ -50,6 +51,11 @@ impl Arguments {
 fn protection(note: &Protection) -> String {
     let reason = note.reason.as_deref().unwrap_or("yes");
     note.time.map_or_else(|| reason.to_owned(), |time| format!("{reason} (since {time})"))
+}
+
+fn origin(copied: Copied) -> String {
+    let Origin { repo, snapshot } = copied.origin;
+    format!("{snapshot} of repository {repo} (copied {})", copied.begun)
 }
 
 fn row(disk: &Disk) -> Vec<String> {

@@ -6,13 +6,11 @@ use crate::environment;
 use crate::exit::Result;
 use crate::output::{self, size};
 use crate::signal;
+use crate::since::Since;
 use crate::terminal::{Sample, Unit};
-use coffer_repo::retention::Stretch;
-use coffer_repo::time::Timestamp;
 use coffer_repo::verify::{DataCheck, Harm, Problem, Remedy, Report, VerifyOptions, VerifyProgress, verify};
 use coffer_repo::{Error, Kind};
 use serde_json::{Value, json};
-use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Verify that everything is there, is genuine and fits together; with --data, that all content can be read
@@ -35,31 +33,6 @@ pub(crate) struct Arguments {
     /// Do not keep in the repository what was found sound
     #[arg(long)]
     no_record: bool,
-}
-
-/// What `--since` names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Since {
-    Time(Timestamp),
-    Ago(Stretch),
-}
-
-impl FromStr for Since {
-    type Err = String;
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        let time = text.parse().map(Since::Time);
-        time.or_else(|_| text.parse().map(Since::Ago))
-            .map_err(|_| "neither a time like 2026-11-21T02-00-00Z nor a length of time like 7d".to_owned())
-    }
-}
-
-impl Since {
-    fn before(self, now: Timestamp) -> Timestamp {
-        match self {
-            Since::Time(time) => time,
-            Since::Ago(stretch) => stretch.back_from(now),
-        }
-    }
 }
 
 impl Arguments {
@@ -224,18 +197,6 @@ mod tests {
         assert_eq!(parse_share("oldest:5%"), Ok(DataCheck::Oldest(5)));
         for bad in ["oldest", "oldest:", "oldest:0%", "oldest:all", "", "none", "0%", "101%", "5", "5.5%", "%", "-1%"] {
             assert!(parse_share(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn since_is_a_time_or_a_length_of_it() {
-        let now: Timestamp = "2026-11-21T02-00-00Z".parse().unwrap();
-        let before = |text: &str| text.parse::<Since>().map(|since| since.before(now).to_string());
-        assert_eq!(before("2026-01-01T00-00-00Z").unwrap(), "2026-01-01T00-00-00Z");
-        assert_eq!(before("1m7d2h").unwrap(), "2026-10-14T00-00-00Z");
-        assert_eq!(before("9999y").unwrap(), "1970-01-01T00-00-00Z");
-        for bad in ["", "yesterday", "7", "2026-01-01"] {
-            assert!(before(bad).is_err(), "{bad}");
         }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Not here: safety, which needs no clock: a writer that wakes up finds its claim revoked and fails loudly, and loses nothing;
 //! a reader whose pin was forgotten goes on reading until something it needs was collected, which it is told. What holds: only
-//! claims older than [`CollectOptions::dead_after`] are ended, pins only when their session beats no more; a fork's pin never.
+//! claims older than [`CollectOptions::dead_after`] are ended, those of copies counted from when copying began; pins only when their
+//! session beats no more; a fork's pin never.
 
 use super::roots::Roots;
 use super::{CollectOptions, CollectReport};
@@ -12,6 +13,7 @@ use crate::id::RecordId;
 use crate::repository::Repository;
 use crate::session::Sessions;
 use crate::snapshot::{Claim, ClaimKind, Decision};
+use crate::time::Timestamp;
 use std::collections::HashSet;
 
 pub(super) fn tidy(repo: &Repository, options: &CollectOptions, report: &mut CollectReport) -> Result<()> {
@@ -19,8 +21,8 @@ pub(super) fn tidy(repo: &Repository, options: &CollectOptions, report: &mut Col
     // Sessions after pins: whoever put one of these said before that it runs.
     let running: HashSet<RecordId> = Sessions::list(repo, options.now)?.running.into_values().collect();
     for (name, parts) in &roots.claims {
-        let is_old = name.time.seconds().saturating_add(options.dead_after) <= options.now.seconds();
-        if !is_old || parts.decision || roots.is_forgotten(repo, name.id)? {
+        let is_old = |begun: Timestamp| begun.seconds().saturating_add(options.dead_after) <= options.now.seconds();
+        if !is_old(name.time) || parts.decision || roots.is_forgotten(repo, name.id)? {
             continue;
         }
         let claim = match repo.read_claim(*name) {
@@ -31,6 +33,9 @@ pub(super) fn tidy(repo: &Repository, options: &CollectOptions, report: &mut Col
         };
         match &claim.kind {
             ClaimKind::Snapshot { .. } => {
+                if claim.copied.is_some_and(|copied| !is_old(copied.begun)) {
+                    continue;
+                }
                 if options.dry_run || repo.decide(*name, Decision::Revoke)? == Some(Decision::Revoke) {
                     report.revoked.push(*name);
                 }

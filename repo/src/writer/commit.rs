@@ -3,12 +3,15 @@
 //! Not here: what the claim holds. What holds: tombstones are read before existence; the check covers every pack that the claim
 //! relies on but for subtrees of parents, whose own check covers them as long as they are not forgotten; the decision is
 //! a register ([`crate::register`]), so that a writer that wakes up after a janitor revoked it fails loudly.
+//!
+//! Of several writers that copy one point to here at the same time at most one commits: each puts its claim before it lists those
+//! of the others, and so of any two at least one sees the other's, and revokes it, or itself if that is too late.
 
 use super::Writer;
 use crate::cbor::Map;
 use crate::error::{Error, Kind, Result};
 use crate::id::PackUid;
-use crate::snapshot::{Claim, ClaimKind, ClaimName, ClaimStats, Decision, Snapshot};
+use crate::snapshot::{Claim, ClaimKind, ClaimName, ClaimPart, ClaimStats, Copied, Decision, Snapshot};
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -36,14 +39,15 @@ impl Writer {
             tags: tags.clone(),
             identity: self.identity.clone(),
             parents: parents.clone(),
-            extra: Map::new(),
+            copied: self.copied,
+            extra: std::mem::replace(&mut self.extra, Map::new()),
         };
         let name = if self.options.dry_run {
             let tag = self.repo.keys().id_key().workload_tag(&self.workload);
             ClaimName { tag, time: self.time, id: Default::default() }
         } else {
             let name = self.repo.put_claim(&claim)?;
-            if let Err(e) = self.check() {
+            if let Err(e) = self.end_rivals(name).and_then(|()| self.check()) {
                 // Or what it leads to would be kept until the janitor comes. It is as well if this fails.
                 let _ = self.repo.decide(name, Decision::Revoke);
                 return Err(e);
@@ -51,8 +55,34 @@ impl Writer {
             self.decide(name)?;
             name
         };
-        let Writer { workload, identity, disks, .. } = self;
-        Ok(Snapshot { name, workload, tags, identity, parents, disks, stats })
+        let Writer { workload, identity, disks, copied, .. } = self;
+        Ok(Snapshot { name, workload, tags, identity, parents, copied, disks, stats })
+    }
+
+    /// Sees that no other copy of the same point counts or comes to count. Copies have the time of their original, and so lie side by side.
+    fn end_rivals(&self, own: ClaimName) -> Result<()> {
+        let Some(Copied { origin, .. }) = self.copied else { return Ok(()) };
+        let mut others = Vec::new();
+        self.repo.backend().list(&format!("snapshots/{}/", own.tag), &mut |object| {
+            let claim = ClaimName::parse(&object.name).filter(|(_, part)| *part == ClaimPart::Claim);
+            others.extend(claim.map(|(name, _)| name).filter(|name| name.time == own.time && name.id != own.id));
+            Ok(())
+        })?;
+        for other in others {
+            let claim = match self.repo.read_claim(other) {
+                // Swept meanwhile, or not to be understood: it is no point that counts.
+                Err(e) if matches!(e.kind(), Kind::NotFound | Kind::Corrupt | Kind::Unsupported) => continue,
+                claim => claim?,
+            };
+            let is_rival = claim.copied.is_some_and(|copied| copied.origin == origin);
+            if !is_rival || self.repo.is_forgotten(other.id)? {
+                continue;
+            }
+            if self.repo.decide(other, Decision::Revoke)? == Some(Decision::Commit) {
+                return Err(lost(format!("{} copied the same point, and was first", other.id)));
+            }
+        }
+        Ok(())
     }
 
     /// Sees that everything the claim relies on is there, now that collectors can see the claim.
