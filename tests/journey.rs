@@ -15,6 +15,8 @@ mod collected;
 mod conformance;
 #[path = "journey/crowd.rs"]
 mod crowd;
+#[path = "journey/fleet.rs"]
+mod fleet;
 #[path = "journey/forks.rs"]
 mod forks;
 #[path = "journey/formats.rs"]

@@ -77,6 +77,16 @@ impl Coffer {
     /// The same with another key: the option that names it, and its file.
     #[must_use]
     pub fn command_with(&self, key: [&str; 2], arguments: &[&str]) -> Command {
+        self.command_of("cache", key, arguments)
+    }
+
+    /// The program as another host has it: with a cache of its own.
+    #[must_use]
+    pub fn command_on(&self, cache: &str, arguments: &[&str]) -> Command {
+        self.command_of(cache, ["--password-file", "password"], arguments)
+    }
+
+    fn command_of(&self, cache: &str, key: [&str; 2], arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command
             .current_dir(self.folder.path())
@@ -84,7 +94,7 @@ impl Coffer {
             .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
             .env("TMPDIR", self.path("scratch"))
             .env("COFFER_STATE", self.path("state"))
-            .args(["-r", "repo", "--cache-dir", "cache"])
+            .args(["-r", "repo", "--cache-dir", cache])
             .args(key)
             .args(arguments)
             .stdin(Stdio::null());

@@ -9,5 +9,6 @@ mod inspection;
 mod keys;
 mod misuse;
 mod points;
+mod probe;
 mod stage;
 mod target;
