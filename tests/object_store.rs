@@ -51,7 +51,7 @@ fn it_keeps_the_contract() {
     let made = Cell::new(0);
     contract::run(&|| {
         made.set(made.get() + 1);
-        Box::new(open_at(&server, &format!("/{}", made.get()), &[]))
+        Arc::new(open_at(&server, &format!("/{}", made.get()), &[]))
     });
 }
 

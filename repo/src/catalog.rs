@@ -63,7 +63,7 @@ impl Repository {
             Ok(())
         })?;
         for (name, decided) in &folders.claims {
-            if named.contains(&name.id) && (!decided || self.is_forgotten(name.id)?) {
+            if named.contains(&name.id) && (!decided || self.has_genuine_forget(name.id)?) {
                 folders.forgotten.insert(name.id);
             }
         }
@@ -74,7 +74,7 @@ impl Repository {
     pub fn forgotten(&self) -> Result<BTreeSet<SnapshotId>> {
         let mut forgotten = BTreeSet::new();
         for id in self.named_forgets()? {
-            if self.is_forgotten(id)? {
+            if self.has_genuine_forget(id)? {
                 forgotten.insert(id);
             }
         }
@@ -84,6 +84,13 @@ impl Repository {
     /// Whether a claim was forgotten. A forget counts only when the authority signed it, so that whoever can merely write to the
     /// store hides nothing; one that is damaged or forged does not count, and verify reports it.
     pub fn is_forgotten(&self, id: SnapshotId) -> Result<bool> {
+        // Most are not, and to be told that there is no object costs less than to read one.
+        Ok(self.knows_forget(id)
+            || (self.backend().size(&Forget::name(id))?.is_some() && self.has_genuine_forget(id)?))
+    }
+
+    /// As [`Repository::is_forgotten`] of a claim that a listed forget names.
+    pub(crate) fn has_genuine_forget(&self, id: SnapshotId) -> Result<bool> {
         if self.knows_forget(id) {
             return Ok(true);
         }

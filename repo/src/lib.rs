@@ -38,6 +38,7 @@ pub mod entropy;
 pub mod epoch;
 pub mod error;
 pub mod features;
+mod finder;
 pub mod fork_key;
 mod frames;
 pub mod heal;

@@ -18,7 +18,7 @@ use crate::tree::Placed;
 use quick_cache::sync::Cache;
 use std::sync::{Arc, Mutex};
 
-/// How many tree packs' keys are kept.
+/// How many tree packs' keys are kept, of packs that are not sealed with the repository's cipher.
 const OPEN_PACKS: usize = 256;
 
 /// Where nodes come from.
@@ -26,6 +26,7 @@ pub(crate) struct Nodes {
     repo: Arc<Repository>,
     /// By id and place: hints are outside the id, and what is built on a copy relies on that copy's.
     cache: Cache<Copied, Arc<Node>, Weighed>,
+    /// Those whose header was read.
     packs: Cache<PackUid, Arc<OpenPack>>,
     decompressor: Mutex<Decompressor>,
     detours: Arc<Detours>,
@@ -219,17 +220,29 @@ impl Nodes {
             if at.raw_len > NODE_MAX || at.stored_len > NODE_MAX + 16 {
                 return Err(Error::corrupt(format!("a node of {} bytes", at.raw_len)));
             }
-            let pack = match self.packs.get(&at.pack) {
-                Some(pack) => pack,
-                None => {
-                    let pack = Arc::new(self.repo.open_pack(PackKind::Tree, at.pack)?);
-                    self.packs.insert(at.pack, Arc::clone(&pack));
-                    pack
-                }
+            let fetch = || -> Result<Vec<u8>> {
+                let mut sealed = vec![0; at.stored_len as usize];
+                self.repo.backend().get_range(&name, u64::from(at.offset), &mut sealed)?;
+                Ok(sealed)
             };
-            let mut sealed = vec![0; at.stored_len as usize];
-            self.repo.backend().get_range(&name, u64::from(at.offset), &mut sealed)?;
-            self.open(&pack, at, &mut sealed, child, level)
+            let aead = self.repo.descriptor().aead;
+            if let Some(pack) = self.packs.get(&at.pack) {
+                return self.open(&pack, at, &mut fetch()?, child, level);
+            }
+            // Without a look at the header: the node's id, which its parent or the signed claim has, vouches for it.
+            let unseen = OpenPack::unseen_tree(self.repo.keys(), at.pack, aead)?;
+            let e = match self.open(&unseen, at, &mut fetch()?, child, level) {
+                Ok(node) => return Ok(node),
+                Err(e) => e,
+            };
+            // Sealed with another cipher, perhaps, which the header would say.
+            let header = self.repo.pack_header(PackKind::Tree, at.pack)?;
+            if header.aead == aead {
+                return Err(e);
+            }
+            let pack = Arc::new(header.open(self.repo.keys())?);
+            self.packs.insert(at.pack, Arc::clone(&pack));
+            self.open(&pack, at, &mut fetch()?, child, level)
         };
         let believed = self.repo.believing(&name, u64::from(at.offset), u64::from(at.stored_len), read);
         believed.map_err(|e| missing_is_corrupt(e).within(format_args!("{name} at offset {}", at.offset)))

@@ -1,10 +1,12 @@
 //! How people name a point: `WORKLOAD@latest`, `WORKLOAD@-N`, `WORKLOAD@TIME` or the beginning of an id; then perhaps `:DISK` and
 //! `/VOLUME/path`.
 //!
-//! Not here: reading the points. What holds: workloads and disks cannot contain `@`, `:` or `/`, so the grammar is unambiguous;
+//! Not here: reading the points, of which one takes little ([`Repository::find_point`]). What holds: workloads and disks cannot contain `@`, `:` or `/`, so the grammar is unambiguous;
 //! what is not found is answered with the nearest names.
 
 use crate::error::{Error, Result};
+#[cfg(doc)]
+use crate::repository::Repository;
 use crate::snapshot::{Disk, Snapshot};
 use crate::time::Timestamp;
 
@@ -14,15 +16,16 @@ const ID_PREFIX: usize = 4;
 /// A parsed POINT, not yet looked up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PointName {
-    select: Select,
+    pub(crate) select: Select,
     /// The disk, when one was named.
     pub disk: Option<String>,
     /// The path behind the disk, without its leading slash.
     pub path: Option<String>,
 }
 
+/// Which point is meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Select {
+pub(crate) enum Select {
     /// The Nth before the latest.
     Before(String, usize),
     At(String, Timestamp),
@@ -53,6 +56,10 @@ impl PointName {
         Ok(PointName { select, disk, path })
     }
 
+    pub(crate) fn is_id_prefix(text: &str) -> bool {
+        text.len() >= ID_PREFIX && text.bytes().all(|b| b.is_ascii_hexdigit())
+    }
+
     /// Finds the point among `points`, which are sorted by time.
     pub fn find<'a>(&self, points: &'a [Snapshot]) -> Result<&'a Snapshot> {
         match &self.select {
@@ -73,7 +80,7 @@ impl PointName {
                 })
             }
             Select::Id(prefix) => {
-                if prefix.len() < ID_PREFIX || !prefix.bytes().all(|b| b.is_ascii_hexdigit()) {
+                if !Self::is_id_prefix(prefix) {
                     return Err(if points.iter().any(|s| s.workload.eq_ignore_ascii_case(prefix)) {
                         Error::invalid(format!(
                             "'{prefix}' is a workload; say which point of it, for example {prefix}@latest"

@@ -28,7 +28,7 @@ impl Repository {
         match (self.store_class(), decision) {
             (None | Some(StoreClass::Strong), _) => match self.put_decision(name, decision)? {
                 Put::Created => Ok(Some(decision)),
-                Put::Exists => self.decided(name),
+                Put::Exists => self.read_decision(name),
             },
             (_, Decision::Commit) => self.commit_by_looks(name),
             (_, Decision::Revoke) => self.revoke_by_looks(name),
@@ -36,7 +36,7 @@ impl Repository {
     }
 
     /// The decision that was put.
-    fn decided(&self, name: ClaimName) -> Result<Option<Decision>> {
+    fn read_decision(&self, name: ClaimName) -> Result<Option<Decision>> {
         match self.get_record(ObjectKind::Decision, &name.decision()) {
             Ok(record) => Decision::decode(&record.body).map(Some).map_err(|e| e.within(name.decision())),
             Err(e) if e.kind() == Kind::NotFound => Ok(None),
@@ -56,7 +56,7 @@ impl Repository {
         let (Put::Created | Put::Exists) =
             self.put_record(ObjectKind::Decision, &name.intent(), &Decision::Commit.encode()?)?;
         if self.exists(&name.revoke())? {
-            return self.decided(name);
+            return self.read_decision(name);
         }
         let (Put::Created | Put::Exists) = self.put_decision(name, Decision::Commit)?;
         if self.exists(&name.claim())? {
@@ -68,13 +68,13 @@ impl Repository {
     }
 
     fn revoke_by_looks(&self, name: ClaimName) -> Result<Option<Decision>> {
-        if let Some(decision) = self.decided(name)? {
+        if let Some(decision) = self.read_decision(name)? {
             return Ok(Some(decision));
         }
         if self.is_intended(name)? {
             // In this order: had the intent been looked for last, one who revokes could have missed it, and been missed.
             if self.exists(&name.revoke())? {
-                return self.decided(name);
+                return self.read_decision(name);
             }
             let (Put::Created | Put::Exists) = self.put_decision(name, Decision::Commit)?;
             return Ok(Some(Decision::Commit));
@@ -82,7 +82,7 @@ impl Repository {
         let (Put::Created | Put::Exists) =
             self.put_record(ObjectKind::Decision, &name.revoke(), &Decision::Revoke.encode()?)?;
         if self.exists(&name.intent())? {
-            return self.decided(name);
+            return self.read_decision(name);
         }
         let (Put::Created | Put::Exists) = self.put_decision(name, Decision::Revoke)?;
         Ok(Some(Decision::Revoke))

@@ -435,9 +435,23 @@ impl Repository {
     /// The certificates with that of `signer`, if there is one: fetched when first needed.
     pub fn certificates_for(&self, signer: SignerId) -> Result<Arc<Certificates>> {
         if self.certificates().public(signer).is_none() {
-            self.load_certificates()?;
+            self.load_certificate(signer)?;
         }
         Ok(self.certificates())
+    }
+
+    /// Reads one certificate. What is not there, or damaged, certifies nobody.
+    fn load_certificate(&self, signer: SignerId) -> Result<()> {
+        let name = format!("writers/{signer}");
+        let bytes = match self.backend.get(&name) {
+            Err(e) if matches!(e.kind(), Kind::Corrupt | Kind::NotFound) => return Ok(()),
+            read => read?,
+        };
+        let mut known = self.certificates.write().unwrap_or_else(PoisonError::into_inner);
+        match Arc::make_mut(&mut *known).admit(&self.keys, &name, &bytes) {
+            Err(e) if !matches!(e.kind(), Kind::Corrupt | Kind::Unsupported) => Err(e),
+            _ => Ok(()),
+        }
     }
 
     /// All certificates there are now: for whoever goes through what many writers wrote.

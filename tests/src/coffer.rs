@@ -97,12 +97,22 @@ impl Coffer {
     /// The same with another key: the option that names it, and its file.
     #[must_use]
     pub fn command_with(&self, key: [&str; 2], arguments: &[&str]) -> Command {
-        self.command_on(OWN, key, arguments)
+        self.command_of(OWN, "cache", key, arguments)
     }
 
     /// The same on another repository.
     #[must_use]
     pub fn command_on(&self, repository: &str, key: [&str; 2], arguments: &[&str]) -> Command {
+        self.command_of(repository, "cache", key, arguments)
+    }
+
+    /// The program as another host has it: with a cache of its own.
+    #[must_use]
+    pub fn command_from(&self, cache: &str, arguments: &[&str]) -> Command {
+        self.command_of(OWN, cache, ["--password-file", "password"], arguments)
+    }
+
+    fn command_of(&self, repository: &str, cache: &str, key: [&str; 2], arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command
             .current_dir(self.folder.path())
@@ -110,7 +120,7 @@ impl Coffer {
             .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
             .env("TMPDIR", self.path("scratch"))
             .env("COFFER_STATE", self.path("state"))
-            .args(["--cache-dir", "cache"])
+            .args(["--cache-dir", cache])
             .args(key)
             .stdin(Stdio::null());
         match &self.place {

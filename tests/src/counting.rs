@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct Counting<B> {
     inner: B,
     reads: AtomicU64,
+    sizes: AtomicU64,
     lists: AtomicU64,
     found: Mutex<BTreeSet<String>>,
 }
@@ -26,6 +27,8 @@ pub struct Counting<B> {
 pub struct Counts {
     /// Objects or parts of objects read, and sizes asked for.
     pub reads: u64,
+    /// Of those, sizes.
+    pub sizes: u64,
     /// Listings.
     pub lists: u64,
 }
@@ -33,12 +36,19 @@ pub struct Counts {
 impl<B> Counting<B> {
     /// Counts what is asked of `inner`.
     pub fn new(inner: B) -> Self {
-        Counting { inner, reads: AtomicU64::new(0), lists: AtomicU64::new(0), found: Mutex::default() }
+        Counting {
+            inner,
+            reads: AtomicU64::new(0),
+            sizes: AtomicU64::new(0),
+            lists: AtomicU64::new(0),
+            found: Mutex::default(),
+        }
     }
 
     /// The counts so far.
     pub fn counts(&self) -> Counts {
-        Counts { reads: self.reads.load(Ordering::Relaxed), lists: self.lists.load(Ordering::Relaxed) }
+        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Counts { reads: load(&self.reads), sizes: load(&self.sizes), lists: load(&self.lists) }
     }
 
     /// The names of the objects of which something was read.
@@ -77,6 +87,7 @@ impl<B: Backend> Backend for Counting<B> {
 
     fn size(&self, name: &str) -> Result<Option<u64>> {
         self.reads.fetch_add(1, Ordering::Relaxed);
+        self.sizes.fetch_add(1, Ordering::Relaxed);
         self.inner.size(name)
     }
 

@@ -9,7 +9,7 @@ use crate::terminal::{Sample, Terminal, Unit};
 use coffer_mover::backup::{Backup, BackupPlan, BackupReport};
 use coffer_mover::image_format::ImageFormat;
 use coffer_mover::source::SourceOptions;
-use coffer_repo::index::{Index, IndexOptions};
+use coffer_repo::index::{Index, IndexOptions, LEARN_EVERY, Learner, LearnerOptions};
 use coffer_repo::repository::Repository;
 use coffer_repo::seal;
 use coffer_repo::snapshot::Snapshot;
@@ -27,6 +27,9 @@ const SAMPLED_PLACES: usize = 16;
 
 /// How often a backup is made that a collector overtakes: what it relied on is gone then, and the next time it is not relied on.
 pub(crate) const ATTEMPTS: u32 = 3;
+
+/// How long a backup waits for its index before it begins with what that knows.
+const LEARN_PATIENCE: Duration = Duration::from_secs(10);
 
 /// By how much a point may lie ahead of the clock before that is worth a word.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
@@ -88,9 +91,9 @@ impl Arguments {
         let repo = context.open()?;
         repo.check_writable()?;
         let cancel = signal::cancel(&context.terminal)?;
-        let (mut index, _scratch) = match self.dry_run {
-            true => private_index(context, &repo).map(|(index, scratch)| (index, Some(scratch)))?,
-            false => (context.index(&repo)?, None),
+        let (mut index, mut learner, _scratch) = match self.dry_run {
+            true => private_index(context, &repo).map(|(index, scratch)| (index, None, Some(scratch)))?,
+            false => learning_index(context, &repo).map(|(index, learner)| (index, Some(learner), None))?,
         };
         let began = Instant::now();
         let mut attempts_left = ATTEMPTS;
@@ -111,8 +114,9 @@ impl Arguments {
                 // What its damage hides may be stored: what was uploaded since is found when it is made again.
                 Err(e) if index.is_damaged() && !self.dry_run && total.is_some() && attempts_left > 0 => {
                     context.terminal.notice(format_args!("{}: the backup is made once more", describe(&e)));
-                    drop(index);
-                    index = context.index(&repo)?;
+                    drop((index, learner));
+                    let (another, its_learner) = learning_index(context, &repo)?;
+                    (index, learner) = (another, Some(its_learner));
                 }
                 Err(e) => return Err(e.into()),
             }
@@ -170,6 +174,28 @@ pub(crate) fn time_after(
         ));
     }
     Timestamp::from_seconds(last.seconds() + 1)
+}
+
+/// This machine's index, which goes on to learn what other machines store while the backup runs: the backup does not wait for all
+/// that there is to learn.
+fn learning_index(context: &Context, repo: &Arc<Repository>) -> Result<(Arc<Index>, Learner)> {
+    let (index, is_in_step) = context.index_within(repo, Some(LEARN_PATIENCE))?;
+    if !is_in_step {
+        context.terminal.notice(
+            "there is much to learn of what is stored: it is learnt while the backup runs, and what is not known yet is stored again",
+        );
+    }
+    let first = if is_in_step { LEARN_EVERY } else { Duration::ZERO };
+    let terminal = Arc::clone(&context.terminal);
+    let learner = Learner::start(repo, &index, LearnerOptions { first, every: LEARN_EVERY }, move |learnt| {
+        if let Err(e) = learnt {
+            terminal.notice(format_args!(
+                "what others stored meanwhile is not known, and may be stored again: {}",
+                describe(&e)
+            ));
+        }
+    })?;
+    Ok((index, learner))
 }
 
 /// An index for one dry run, which learns what would be stored and must not tell the next backup.

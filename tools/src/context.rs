@@ -26,6 +26,7 @@ use coffer_repo::{Error, Kind};
 use serde_json::Value;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// The folder of the disk cache, in the cache folder of a repository. Another way of laying out its files would have another name.
 pub(crate) const DISK_CACHE: &str = "objects-1";
@@ -114,7 +115,10 @@ impl Context {
 
     /// The one point that is meant.
     pub(crate) fn find(&self, repo: &Repository, name: &PointName) -> Result<Snapshot> {
-        Ok(choose(name, &self.points(repo)?)?.clone())
+        match repo.find_point(name)? {
+            Some(snapshot) => Ok(snapshot),
+            None => Ok(choose(name, &self.points(repo)?)?.clone()),
+        }
     }
 
     /// Which points are protected. Damaged notes are warned of.
@@ -149,6 +153,11 @@ impl Context {
 
     /// This machine's index of the repository, in step with it.
     pub(crate) fn index(&self, repo: &Repository) -> Result<Arc<Index>> {
+        self.index_within(repo, None).map(|(index, _)| index)
+    }
+
+    /// As [`Context::index`], but after `patience` it is handed out as far as it came; whether it is in step.
+    pub(crate) fn index_within(&self, repo: &Repository, patience: Option<Duration>) -> Result<(Arc<Index>, bool)> {
         let open = || -> Result<Index> {
             let folder = self.cache_folder(repo)?.join("index");
             let index = Index::open(&folder, repo.keys().repo(), IndexOptions::default())?;
@@ -158,25 +167,40 @@ impl Context {
             Ok(index)
         };
         let mut index = open()?;
-        if let Err(e) = self.learn(repo, &index) {
-            if !index.is_damaged() {
-                return Err(e);
+        let is_in_step = match self.learn_within(repo, &index, patience) {
+            Err(_) if index.is_damaged() => {
+                drop(index);
+                index = open()?;
+                self.learn_within(repo, &index, patience)?
             }
-            drop(index);
-            index = open()?;
-            self.learn(repo, &index)?;
-        }
-        Ok(Arc::new(index))
+            learnt => learnt?,
+        };
+        Ok((Arc::new(index), is_in_step))
     }
 
     /// Brings an index in step with the repository.
     pub(crate) fn learn(&self, repo: &Repository, index: &Index) -> Result<()> {
+        self.learn_within(repo, index, None).map(drop)
+    }
+
+    fn learn_within(&self, repo: &Repository, index: &Index, patience: Option<Duration>) -> Result<bool> {
         let (backend, keys, certificates) = (repo.backend(), repo.keys(), repo.all_certificates()?);
-        let report = self
-            .terminal
-            .counting("reading index deltas", |progress| index.sync(backend, keys, &certificates, progress))?;
+        let begun = Instant::now();
+        let report = self.terminal.counting("reading index deltas", |progress| {
+            index.sync(backend, keys, &certificates, &mut |done, total| {
+                progress(done, total)?;
+                match patience.is_some_and(|patience| done < total && begun.elapsed() >= patience) {
+                    true => Err(Error::new(Kind::Cancelled, "the rest is learnt later")),
+                    false => Ok(()),
+                }
+            })
+        });
+        let report = match report {
+            Err(e) if e.kind() == Kind::Cancelled && patience.is_some() => return Ok(false),
+            report => report?,
+        };
         if report.left_out.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
         for (name, error) in &report.left_out {
             self.terminal.warn(format_args!("{name} was left out of the index: {}", describe(error)));
@@ -187,7 +211,7 @@ impl Context {
         for (name, error) in &report.left_out {
             self.terminal.warn(format_args!("{name} was left out of the index: {}", describe(error)));
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Where this machine keeps what it can make again of this repository.

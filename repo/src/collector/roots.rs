@@ -56,7 +56,7 @@ impl Roots {
 
     /// Whether a genuine forget was listed.
     pub(super) fn is_forgotten(&self, repo: &Repository, id: SnapshotId) -> Result<bool> {
-        Ok(self.forgets.contains(&id) && repo.is_forgotten(id)?)
+        Ok(self.forgets.contains(&id) && repo.has_genuine_forget(id)?)
     }
 
     /// Where the claim of a snapshot lies.

@@ -7,6 +7,7 @@
 //! ```text
 //! Index ── folder   which process owns the directory
 //!       ├─ store    RocksDB: rows, batches, crash rules
+//!       ├─ learner  sync again and again while a backup runs
 //!       └─ sync     index deltas and tables of contents -> rows
 //! ```
 //! One process per host owns the database; another one that opens the same directory, a *guest*, sees what the owner has
@@ -17,9 +18,11 @@
 //! [`IndexOptions`] plus 16 bytes for every pack a guest has dropped.
 
 mod folder;
+mod learner;
 mod store;
 mod sync;
 
+pub use learner::{LEARN_EVERY, Learner, LearnerOptions};
 pub use store::MemoryBudget;
 pub use sync::{Progress, SyncReport};
 

@@ -18,7 +18,7 @@ pub use header::PackHeader;
 
 use crate::backend::Backend;
 use crate::certificate::Certificates;
-use crate::crypto::{Codec, FrameAt, FrameKey};
+use crate::crypto::{Aead, Codec, FrameAt, FrameKey};
 use crate::error::{Error, Result};
 use crate::id::PackUid;
 use crate::keys::Keys;
@@ -122,6 +122,13 @@ impl PackHeader {
 }
 
 impl OpenPack {
+    /// A tree pack whose header nobody looked at: its frames open all the same when they were sealed with `aead`. For whoever knows
+    /// the ids of what he reads: the header would say who made the pack, and nothing more.
+    pub(crate) fn unseen_tree(keys: &Keys, uid: PackUid, aead: Aead) -> Result<Self> {
+        let (kind, frame_key) = (PackKind::Tree, keys.tree_pack_key(uid, aead)?);
+        Ok(OpenPack { kind, uid, name: name(kind, uid), frame_key })
+    }
+
     /// Opens the frame at `location`, whose bytes are `sealed`, in place. The bytes are as compressed; their codec goes with
     /// them. Bytes that were not sealed there, at that length, are `Corrupt`.
     pub fn open_frame<'a>(&self, location: &Location, sealed: &'a mut [u8]) -> Result<(Codec, &'a mut [u8])> {

@@ -77,7 +77,8 @@ pub(super) struct Opener<'a> {
     repo: Arc<Repository>,
     reader: Arc<Reader>,
     comparer: Comparer,
-    points: Vec<Snapshot>,
+    /// All points, once something takes all of them.
+    points: Option<Vec<Snapshot>>,
     pins: HashMap<SnapshotId, Weak<Pin>>,
     forks: HashMap<String, Weak<ServedFork>>,
 }
@@ -148,10 +149,9 @@ pub(super) fn offers(
 impl<'a> Opener<'a> {
     pub(super) fn new(context: &'a Context, options: ReaderOptions) -> Result<Self> {
         let repo = context.open_cached(Intake::Keep)?;
-        let points = context.points(&repo)?;
         let reader = context.reader(&repo, options)?;
         let comparer = Comparer::new(&repo)?;
-        Ok(Opener { context, repo, reader, comparer, points, pins: HashMap::new(), forks: HashMap::new() })
+        Ok(Opener { context, repo, reader, comparer, points: None, pins: HashMap::new(), forks: HashMap::new() })
     }
 
     /// Where this machine keeps what is nowhere else, for this repository.
@@ -161,10 +161,18 @@ impl<'a> Opener<'a> {
 
     /// Learns of points that came and went since.
     pub(super) fn refresh(&mut self) -> Result<()> {
-        self.points = self.context.points(&self.repo)?;
+        self.points = Some(self.context.points(&self.repo)?);
         self.pins.retain(|_, pin| pin.strong_count() > 0);
         self.forks.retain(|_, fork| fork.strong_count() > 0);
         Ok(())
+    }
+
+    /// All points.
+    fn points(&mut self) -> Result<&[Snapshot]> {
+        if self.points.is_none() {
+            self.refresh()?;
+        }
+        Ok(self.points.as_deref().unwrap_or_default())
     }
 
     /// Opens what is offered.
@@ -179,12 +187,16 @@ impl<'a> Opener<'a> {
                 (export, Some(OpenFork { name: name.clone(), served }), format!("{}=fork:{name}", spec.name), identity)
             }
             Exported::Point(point) => {
-                let snapshot = choose(point, &self.points)?.clone();
+                // Nothing is compared: then one point is found without reading the others.
+                let snapshot = match offer.changed_since.is_empty() && self.points.is_none() {
+                    true => self.context.find(&self.repo, point)?,
+                    false => choose(point, self.points()?)?.clone(),
+                };
                 let disk = choose_disk(point, &snapshot)?;
                 let mut changes = Vec::new();
                 for (since, is_compared) in offer.changed_since.iter().zip(&mut is_compared) {
                     let meant: Vec<(String, Snapshot, Disk)> = since
-                        .meant(spec, &snapshot, disk, &self.points)?
+                        .meant(spec, &snapshot, disk, self.points()?)?
                         .into_iter()
                         .map(|(name, other, other_disk)| (name, other.clone(), other_disk.clone()))
                         .collect();

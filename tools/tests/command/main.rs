@@ -10,5 +10,6 @@ mod inspection;
 mod keys;
 mod misuse;
 mod points;
+mod probe;
 mod stage;
 mod target;
