@@ -151,7 +151,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 self.visit.moved(received);
                 has_moved = true;
             }
-            self.desk.settle();
+            has_moved |= self.desk.settle();
             if has_moved {
                 self.vigil.end();
                 continue;
