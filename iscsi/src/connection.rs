@@ -166,7 +166,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 Received::Bytes => has_moved = true,
                 Received::Nothing => {}
             }
-            self.desk.settle();
+            has_moved |= self.desk.settle();
             if has_moved {
                 self.vigil.end();
                 continue;

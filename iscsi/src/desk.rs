@@ -515,12 +515,14 @@ impl Desk {
         self.sender.output.rest();
     }
 
-    /// Gives back what is not needed of the budgets, and notes whether it is the initiator that keeps the rest.
-    pub(crate) fn settle(&mut self) {
+    /// Gives back what is not needed of the budgets, and notes whether it is the initiator that keeps the rest; whether commands that
+    /// wait for memory have to ask again.
+    pub(crate) fn settle(&mut self) -> bool {
         self.unasked.settle(0);
-        self.asked.settle(self.sender.output.pending());
+        let has_to_ask = self.asked.settle(self.sender.output.pending());
         let is_granted = self.unasked.is_granted() || self.asked.is_granted();
         self.visit.set_owing(is_granted && self.jobs == 0 && !self.asked.is_waiting());
+        has_to_ask
     }
 
     /// Looks for what others said and the pool did; whether there was anything.

@@ -1,6 +1,7 @@
 //! What one connection holds of one of the server's budgets, beyond an allowance of its own.
 //!
-//! What holds: what is counted is given back as it was counted; the budget gets its part back when the allowance is enough again.
+//! What holds: what is counted is given back as it was counted; the budget gets its part back when the allowance is enough again, also
+//! while more is waited for: else those who wait could keep all that there is from each other, and none of it in use.
 
 use coffer_gateway::serving::{Budget, Grant, Wait};
 use std::sync::Arc;
@@ -75,11 +76,13 @@ impl Ration {
         self.used = self.used.saturating_sub(bytes);
     }
 
-    /// Gives back what is not needed.
-    pub(super) fn settle(&mut self, other: usize) {
-        if self.wait.is_none() && self.used.saturating_add(other) <= self.own {
-            self.grant = None;
+    /// Gives back what is not needed; whether what was waited for has to be asked for again.
+    pub(super) fn settle(&mut self, other: usize) -> bool {
+        if self.grant.is_none() || self.used.saturating_add(other) > self.own {
+            return false;
         }
+        self.grant = None;
+        self.wait.take().is_some()
     }
 
     fn lacking(&self, bytes: usize, other: usize) -> usize {
@@ -118,6 +121,13 @@ mod tests {
         assert!(one.is_granted());
         one.settle(KIB);
         assert!(!one.is_granted() && budget.try_take(8 * KIB).is_some());
+        // Who waits for more keeps nothing that is not in use.
+        assert!(one.try_take(7 * KIB, 0) && !one.take(4 * KIB, 0) && one.is_waiting());
+        one.give_back(7 * KIB);
+        assert!(one.settle(0) && !one.is_waiting() && budget.try_take(8 * KIB).is_some());
+        assert!(one.take(4 * KIB, 0) && !one.settle(0));
+        one.give_back(4 * KIB);
+        one.settle(0);
         assert!(other.try_take(9 * KIB, 0) && other.used == 9 * KIB, "one piece is possible with any ration");
     }
 }
