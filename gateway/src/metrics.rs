@@ -12,9 +12,9 @@ mod page;
 use crate::Result;
 use crate::door::{Caller, Door};
 use crate::export::{Export, LATENCY_BOUNDS};
-use crate::nbd::Statistics;
-use crate::serving::{Listener, Place};
+use crate::serving::{Listener, Place, Statistics};
 use page::Head;
+use std::collections::BTreeSet;
 use std::fmt::{self, Write as _};
 use std::io::{Read, Write as _};
 use std::sync::Arc;
@@ -26,6 +26,38 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// A place where the text can be had, as long as it lives.
 pub struct MetricsServer {
     door: Door,
+}
+
+/// An export as it is offered.
+#[derive(Clone, Debug)]
+pub struct Offered {
+    /// What is offered.
+    pub export: Arc<Export>,
+    /// As which LUN of which target; by its name otherwise.
+    pub lun: Option<(String, u16)>,
+}
+
+/// What a server did.
+#[derive(Clone, Debug)]
+pub struct Served {
+    /// What it speaks, as in the names of its metrics.
+    pub protocol: &'static str,
+    /// Where it listens.
+    pub place: String,
+    /// What it did.
+    pub statistics: Statistics,
+    /// Logins that it refused, where the protocol has logins.
+    pub refused: Option<u64>,
+}
+
+impl Offered {
+    fn labels(&self) -> String {
+        let export = format!("export={}", Quoted(&self.export.name));
+        match &self.lun {
+            Some((target, number)) => format!("{export},target={},lun=\"{number}\"", Quoted(target)),
+            None => export,
+        }
+    }
 }
 
 /// A label's value, in quotes and escaped.
@@ -70,9 +102,9 @@ const EXPORT_METRICS: [Metric; 9] = [
 ];
 const DURATION: &str = "coffer_export_request_duration_seconds";
 
-/// The text: of these exports, and of servers by the places where they listen.
+/// The text: of what is offered, and of servers.
 #[must_use]
-pub fn text(exports: &[Arc<Export>], servers: &[(String, Statistics)]) -> String {
+pub fn text(exports: &[Offered], servers: &[Served]) -> String {
     let mut out = String::new();
     // Writing to a string does not fail.
     let _ = write_exports(&mut out, exports).and_then(|()| write_servers(&mut out, servers));
@@ -83,42 +115,53 @@ fn describe(out: &mut String, name: &str, kind: &str, help: &str) -> fmt::Result
     writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}")
 }
 
-fn write_exports(out: &mut String, exports: &[Arc<Export>]) -> fmt::Result {
+fn write_exports(out: &mut String, exports: &[Offered]) -> fmt::Result {
     for (name, kind, help, value) in EXPORT_METRICS {
         describe(out, name, kind, help)?;
-        for export in exports {
-            writeln!(out, "{name}{{export={}}} {}", Quoted(&export.name), value(export))?;
+        for offered in exports {
+            writeln!(out, "{name}{{{}}} {}", offered.labels(), value(&offered.export))?;
         }
     }
     describe(out, DURATION, "histogram", "From when a request was whole to when its answer was ready.")?;
-    for export in exports {
-        let (label, totals) = (Quoted(&export.name), export.activity().totals());
+    for offered in exports {
+        let (labels, totals) = (offered.labels(), offered.export.activity().totals());
         let mut answers = 0;
         for (bound, count) in LATENCY_BOUNDS.iter().zip(totals.latencies) {
             answers += count;
-            writeln!(out, "{DURATION}_bucket{{export={label},le=\"{}\"}} {answers}", bound.as_secs_f64())?;
+            writeln!(out, "{DURATION}_bucket{{{labels},le=\"{}\"}} {answers}", bound.as_secs_f64())?;
         }
         let all: u64 = totals.latencies.iter().sum();
-        writeln!(out, "{DURATION}_bucket{{export={label},le=\"+Inf\"}} {all}")?;
+        writeln!(out, "{DURATION}_bucket{{{labels},le=\"+Inf\"}} {all}")?;
         let sum = Duration::from_nanos(totals.latency_nanos).as_secs_f64();
-        writeln!(out, "{DURATION}_sum{{export={label}}} {sum}\n{DURATION}_count{{export={label}}} {all}")?;
+        writeln!(out, "{DURATION}_sum{{{labels}}} {sum}\n{DURATION}_count{{{labels}}} {all}")?;
     }
     Ok(())
 }
 
-fn write_servers(out: &mut String, servers: &[(String, Statistics)]) -> fmt::Result {
-    type Count = fn(&Statistics) -> u64;
-    let metrics: [(&str, &str, &str, Count); 5] = [
-        ("coffer_nbd_connections", "gauge", "Connections open now.", |s| s.open_connections),
-        ("coffer_nbd_connections_total", "counter", "Connections accepted.", |s| s.connections),
-        ("coffer_nbd_requests_total", "counter", "Requests taken.", |s| s.requests),
-        ("coffer_nbd_received_bytes_total", "counter", "Bytes received after the handshake.", |s| s.bytes_received),
-        ("coffer_nbd_sent_bytes_total", "counter", "Bytes sent after the handshake.", |s| s.bytes_sent),
+fn write_servers(out: &mut String, servers: &[Served]) -> fmt::Result {
+    type Count = fn(&Served) -> Option<u64>;
+    let metrics: [(&str, &str, &str, Count); 6] = [
+        ("connections", "gauge", "Connections open now.", |s| Some(s.statistics.open_connections)),
+        ("connections_total", "counter", "Connections accepted.", |s| Some(s.statistics.connections)),
+        ("requests_total", "counter", "Requests taken.", |s| Some(s.statistics.requests)),
+        ("received_bytes_total", "counter", "Bytes received after the handshake.", |s| {
+            Some(s.statistics.bytes_received)
+        }),
+        ("sent_bytes_total", "counter", "Bytes sent after the handshake.", |s| Some(s.statistics.bytes_sent)),
+        ("refused_logins_total", "counter", "Logins that were refused.", |s| s.refused),
     ];
-    for (name, kind, help, value) in metrics {
-        describe(out, name, kind, help)?;
-        for (place, statistics) in servers {
-            writeln!(out, "{name}{{place={}}} {}", Quoted(place), value(statistics))?;
+    let protocols: BTreeSet<&str> = servers.iter().map(|server| server.protocol).collect();
+    for (protocol, (metric, kind, help, value)) in
+        protocols.iter().flat_map(|protocol| metrics.iter().map(move |metric| (protocol, metric)))
+    {
+        let name = format!("coffer_{protocol}_{metric}");
+        let counted = servers.iter().filter(|server| server.protocol == *protocol);
+        let counted: Vec<(&str, u64)> = counted.filter_map(|server| Some((&*server.place, value(server)?))).collect();
+        if !counted.is_empty() {
+            describe(out, &name, kind, help)?;
+        }
+        for (place, count) in counted {
+            writeln!(out, "{name}{{place={}}} {count}", Quoted(place))?;
         }
     }
     Ok(())
@@ -172,7 +215,11 @@ mod tests {
         activity.answered(Deed::Write(512), false, Some(Duration::from_millis(5)));
         activity.answered(Deed::Other, true, Some(Duration::from_secs(60)));
         let statistics = Statistics { connections: 7, ..Statistics::default() };
-        let text = text(&[Arc::new(export)], &[("unix:/run/x".to_owned(), statistics)]);
+        let export = Arc::new(export);
+        let server = |protocol, refused| Served { protocol, place: "unix:/run/x".to_owned(), statistics, refused };
+        let lun = Some(("iqn.x:t".to_owned(), 3));
+        let offered = [Offered { export: Arc::clone(&export), lun: None }, Offered { export, lun }];
+        let text = text(&offered, &[server("nbd", None), server("iscsi", Some(4))]);
         let label = r#"export="a\"b\\c\nd""#;
         for line in [
             format!("coffer_export_reads_total{{{label}}} 1"),
@@ -186,6 +233,10 @@ mod tests {
             format!("{DURATION}_sum{{{label}}} 60.005"),
             format!("{DURATION}_count{{{label}}} 3"),
             "coffer_nbd_connections_total{place=\"unix:/run/x\"} 7".to_owned(),
+            "coffer_iscsi_connections_total{place=\"unix:/run/x\"} 7".to_owned(),
+            "coffer_iscsi_refused_logins_total{place=\"unix:/run/x\"} 4".to_owned(),
+            format!("coffer_export_reads_total{{{label},target=\"iqn.x:t\",lun=\"3\"}} 1"),
+            format!("{DURATION}_bucket{{{label},target=\"iqn.x:t\",lun=\"3\",le=\"0.01\"}} 2"),
         ] {
             assert!(text.lines().any(|l| l == line), "{line}\n{text}");
         }
@@ -194,6 +245,7 @@ mod tests {
             let family = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
             assert_eq!(text.matches(&format!("# TYPE {family} ")).count(), 1, "{line}");
         }
+        assert!(!text.contains("coffer_nbd_refused"), "it has no logins");
         assert!(text.ends_with('\n'));
     }
 

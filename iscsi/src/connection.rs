@@ -290,7 +290,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let ahs = covered.get(HEAD..).unwrap_or_default();
         let (incoming, destination) = self.desk.announce(head, ahs);
         self.input.take(whole + digest);
-        self.services.counters.pdu();
+        self.services.counters.request();
         if lengths.data == 0 {
             let buffer = match destination {
                 Destination::Skip => None,

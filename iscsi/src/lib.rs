@@ -23,5 +23,5 @@ mod session;
 mod target;
 
 pub use login::{Algorithm, Allowance, Chap, Credentials, Secret, Terms};
-pub use server::{DEFAULT_PORT, IscsiServer, PortalOptions, ServerOptions, SessionReport, Statistics, ports};
+pub use server::{DEFAULT_PORT, IscsiServer, PortalOptions, ServerOptions, SessionReport, ports};
 pub use target::{Guest, TargetOptions};

@@ -25,10 +25,10 @@ use crate::scsi::PortOptions;
 use crate::session::Session;
 use crate::target::{TargetOptions, Targets};
 use coffer_gateway::serving::{
-    Accepted, Budget, Connections, Hall, HallOptions, Host, Listener, Listening, Place, Pool, Report, Reports,
-    SocketFile, Stopped, Stream, Visit, tuned, tuned_local,
+    Accepted, Budget, Connections, Counters, Hall, HallOptions, Host, Listener, Listening, Place, Pool, Report,
+    Reports, SocketFile, Statistics, Stopped, Stream, Visit, tuned, tuned_local,
 };
-use coffer_gateway::{ActivityTotals, Error, Kind, Peer, Result};
+use coffer_gateway::{ActivityTotals, Error, Export, Kind, Peer, Result};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -116,23 +116,6 @@ impl Default for ServerOptions {
     }
 }
 
-/// What a server did so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Statistics {
-    /// Connections accepted.
-    pub connections: u64,
-    /// Connections open now.
-    pub open_connections: u64,
-    /// Logins that were refused.
-    pub refused_logins: u64,
-    /// PDUs taken.
-    pub pdus: u64,
-    /// Bytes received after logins.
-    pub bytes_received: u64,
-    /// Bytes sent after logins.
-    pub bytes_sent: u64,
-}
-
 /// A session, as it is shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionReport {
@@ -173,36 +156,13 @@ pub(crate) struct Services {
     pub(crate) options: ServerOptions,
     pub(crate) pool: Pool<Job>,
     pub(crate) counters: Counters,
+    refused_logins: AtomicU64,
     /// Memory of data that come unasked, and of all others.
     pub(crate) unasked: Arc<Budget>,
     pub(crate) asked: Arc<Budget>,
     connections: Connections<Entry>,
     portals: Vec<(PortOptions, Place)>,
     reports: Option<Arc<Reports>>,
-}
-
-#[derive(Default)]
-pub(crate) struct Counters {
-    connections: AtomicU64,
-    open_connections: AtomicU64,
-    refused_logins: AtomicU64,
-    pdus: AtomicU64,
-    bytes_received: AtomicU64,
-    bytes_sent: AtomicU64,
-}
-
-impl Counters {
-    pub(crate) fn pdu(&self) {
-        self.pdus.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn received(&self, bytes: usize) {
-        self.bytes_received.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
-
-    pub(crate) fn sent(&self, bytes: usize) {
-        self.bytes_sent.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
 }
 
 impl IscsiServer {
@@ -231,6 +191,7 @@ impl IscsiServer {
             options,
             pool,
             counters: Counters::default(),
+            refused_logins: AtomicU64::new(0),
             unasked: Budget::new(half),
             asked: Budget::new(half),
             connections: Connections::default(),
@@ -302,16 +263,24 @@ impl IscsiServer {
     /// What it did so far.
     #[must_use]
     pub fn statistics(&self) -> Statistics {
-        let c = &self.services.counters;
-        let read = |n: &AtomicU64| n.load(Ordering::Relaxed);
-        Statistics {
-            connections: read(&c.connections),
-            open_connections: read(&c.open_connections),
-            refused_logins: read(&c.refused_logins),
-            pdus: read(&c.pdus),
-            bytes_received: read(&c.bytes_received),
-            bytes_sent: read(&c.bytes_sent),
-        }
+        self.services.counters.statistics()
+    }
+
+    /// Logins that were refused.
+    #[must_use]
+    pub fn refused_logins(&self) -> u64 {
+        self.services.refused_logins.load(Ordering::Relaxed)
+    }
+
+    /// The LUNs of all targets: the target's name, the LUN's number, and what it shows.
+    #[must_use]
+    pub fn luns(&self) -> Vec<(String, u16, Arc<Export>)> {
+        let of_target = |target: Arc<crate::target::Target>| {
+            let name = target.options.name.clone();
+            let exports = target.options.device.exports();
+            exports.into_iter().map(move |(number, export)| (name.clone(), number, export))
+        };
+        self.services.targets.all().into_iter().flat_map(of_target).collect()
     }
 
     /// Accepts nobody any more, asks initiators to log out (they have `stop_timeout`), closes all connections and returns when the last
@@ -371,7 +340,7 @@ impl Services {
 
     /// A login came to nothing. Of what tells of a mistake or an attack somebody is told.
     pub(crate) fn refused(&self, peer: &Peer, status: LoginStatus) {
-        self.counters.refused_logins.fetch_add(1, Ordering::Relaxed);
+        self.refused_logins.fetch_add(1, Ordering::Relaxed);
         let (kind, what) = match status {
             LoginStatus::AUTHENTICATION_FAILED => (Kind::WrongKey, "it did not prove who it is"),
             LoginStatus::NOT_FOUND => (Kind::NotFound, "it asked for a target that is not there, or not for it"),
@@ -399,8 +368,7 @@ impl Host for Services {
     async fn serve(self: Arc<Self>, client: Accepted, stopped: Stopped) {
         let Some((port, _)) = self.portals.get(client.door) else { return };
         let port = *port;
-        self.counters.connections.fetch_add(1, Ordering::Relaxed);
-        self.counters.open_connections.fetch_add(1, Ordering::Relaxed);
+        self.counters.came();
         let visit = self.connections.open(client.id, client.peer());
         // How a connection ended is the initiator's affair; errors of devices were reported where they happened.
         let _ = match client.stream {
@@ -411,7 +379,7 @@ impl Host for Services {
             }
         };
         self.connections.close(&visit);
-        self.counters.open_connections.fetch_sub(1, Ordering::Relaxed);
+        self.counters.left();
     }
 
     fn look(&self) {

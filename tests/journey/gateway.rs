@@ -208,7 +208,7 @@ fn nbd_and_iscsi_are_doors_to_the_same_disk() {
     coffer.run(&["fork", "create", "lab", "web@latest"]);
     let configure = |more: &str| {
         let text = format!(
-            "listen = ['unix:nbd.sock']\n[[export]]\nname = 'lab'\nfork = 'lab'\n[iscsi]\nlisten = ['127.0.0.1:0']\n\
+            "listen = ['unix:nbd.sock']\nmetrics = 'unix:metrics.sock'\n[[export]]\nname = 'lab'\nfork = 'lab'\n[iscsi]\nlisten = ['127.0.0.1:0']\n\
              [[target]]\nname = '{TARGET}'\n[[target.lun]]\nnumber = 0\nfork = 'lab'\n{more}"
         );
         std::fs::write(coffer.path("gateway.toml"), text).unwrap();
@@ -238,6 +238,12 @@ fn nbd_and_iscsi_are_doors_to_the_same_disk() {
     let sessions = || coffer.json(&["iscsi", "sessions"])["sessions"].as_array().unwrap().clone();
     initiator.wait_until("a session", |_| !sessions().is_empty());
     assert_eq!(sessions()[0]["target"], TARGET);
+    let page = scrape(&coffer.path("metrics.sock"));
+    let lun_line = format!("target=\"{TARGET}\",lun=\"0\"}} ");
+    let of_lun = |metric: &str| page.lines().find(|line| line.starts_with(metric) && line.contains(&lun_line)).unwrap();
+    assert!(of_lun("coffer_export_clients{").ends_with(" 1"), "{page}");
+    assert!(!of_lun("coffer_export_writes_total{").ends_with(" 0"), "{page}");
+    assert!(page.contains("coffer_iscsi_connections{") && page.contains("coffer_export_clients{export=\"lab\"} "));
     configure("[[target.lun]]\nnumber = 1\npoint = 'web@latest'\n");
     gateway.signal(rustix::process::Signal::HUP);
     gateway.wait_until("the second reading", |g| g.err().contains("1 exports added, 0 removed, 0 failed"));

@@ -29,8 +29,9 @@ use crate::exit::{Result, describe, wrong_use};
 use crate::signal;
 use clap::{Subcommand, ValueEnum};
 use coffer_gateway::Exports;
-use coffer_gateway::metrics::{self, MetricsServer};
+use coffer_gateway::metrics::{self, MetricsServer, Offered, Served};
 use coffer_gateway::nbd::{Listener, Report, Server, ServerOptions, Tls, TlsDemand, TlsFiles, no_psk};
+use coffer_iscsi::IscsiServer;
 pub(crate) use gateway::control_path;
 use offer::{AllowSpec, ChangedSpec, LimitSpec, Offer, Opener};
 pub(crate) use offer::{ExportSpec, parse_limits};
@@ -179,7 +180,7 @@ impl Nbd {
         };
         let servers = start(&listeners, &exports, &options)?;
         let metrics =
-            self.metrics.as_ref().map(|place| start_metrics(context, place, &exports, &servers)).transpose()?;
+            self.metrics.as_ref().map(|place| start_metrics(context, place, &exports, &servers, None)).transpose()?;
         for server in servers.iter() {
             for spec in &self.exports {
                 context.terminal.notice(format_args!("listening on {}", server.uri(&spec.name)));
@@ -218,6 +219,7 @@ fn start_metrics(
     place: &Place,
     exports: &Arc<Exports>,
     servers: &Arc<Vec<Server>>,
+    iscsi: Option<Arc<IscsiServer>>,
 ) -> Result<MetricsServer> {
     let listeners = match place {
         Place::Systemd => return Err(wrong_use("metrics have a place of their own: HOST:PORT or unix:PATH")),
@@ -226,8 +228,23 @@ fn start_metrics(
     let [listener] = listeners.as_slice() else { return Err(wrong_use("metrics have one place")) };
     let (exports, servers) = (Arc::clone(exports), Arc::clone(servers));
     let text = move || {
-        let statistics: Vec<_> = servers.iter().map(|s| (s.place().to_string(), s.statistics())).collect();
-        metrics::text(&exports.all(), &statistics)
+        let by_name = exports.all().into_iter().map(|export| Offered { export, lun: None });
+        let luns = iscsi.iter().flat_map(|iscsi| iscsi.luns());
+        let luns = luns.map(|(target, number, export)| Offered { export, lun: Some((target, number)) });
+        let nbd = servers.iter().map(|server| Served {
+            protocol: "nbd",
+            place: server.place().to_string(),
+            statistics: server.statistics(),
+            refused: None,
+        });
+        let portals = |iscsi: &IscsiServer| iscsi.places().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        let iscsi = iscsi.iter().map(|iscsi| Served {
+            protocol: "iscsi",
+            place: portals(iscsi),
+            statistics: iscsi.statistics(),
+            refused: Some(iscsi.refused_logins()),
+        });
+        metrics::text(&by_name.chain(luns).collect::<Vec<_>>(), &nbd.chain(iscsi).collect::<Vec<_>>())
     };
     let server = MetricsServer::start(listener, text)?;
     context.terminal.notice(format_args!("metrics at {}", server.place()));

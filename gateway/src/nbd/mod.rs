@@ -18,6 +18,6 @@ mod uri;
 
 pub use crate::serving::{Listener, Place, Report};
 pub use client::{ClientOptions, NbdClient};
-pub use server::{ConnectionReport, Server, ServerOptions, Statistics};
+pub use server::{ConnectionReport, Server, ServerOptions};
 pub use tls::{Tls, TlsDemand, TlsFiles, check_private, no_psk};
 pub use uri::{DEFAULT_PORT, NbdUri, TlsUri};

@@ -34,15 +34,14 @@ use super::tls::Tls;
 use super::uri::{NbdUri, TlsUri};
 use crate::export::{Export, Exports};
 use crate::serving::{
-    Accepted, Budget, Connections, Hall, HallOptions, Host, Listener, Listening, Place, Pool, Report, Reports,
-    SocketFile, Stopped, Stream, tuned, tuned_local,
+    Accepted, Budget, Connections, Counters, Hall, HallOptions, Host, Listener, Listening, Place, Pool, Report,
+    Reports, SocketFile, Statistics, Stopped, Stream, tuned, tuned_local,
 };
 use crate::{Error, Result};
 use conversation::converse;
 use entry::Entry;
 use job::Job;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// How a server is dimensioned.
@@ -88,21 +87,6 @@ impl Default for ServerOptions {
     }
 }
 
-/// What a server did so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Statistics {
-    /// Connections accepted.
-    pub connections: u64,
-    /// Connections open now.
-    pub open_connections: u64,
-    /// Requests taken.
-    pub requests: u64,
-    /// Bytes received in the transmission phase.
-    pub bytes_received: u64,
-    /// Bytes sent in the transmission phase.
-    pub bytes_sent: u64,
-}
-
 /// A running server. Dropping it stops it as [`Server::stop`] does.
 pub struct Server {
     place: Place,
@@ -120,29 +104,6 @@ struct Services {
     connections: Connections<Entry>,
     budget: Arc<Budget>,
     reports: Option<Arc<Reports>>,
-}
-
-#[derive(Default)]
-struct Counters {
-    connections: AtomicU64,
-    open_connections: AtomicU64,
-    requests: AtomicU64,
-    bytes_received: AtomicU64,
-    bytes_sent: AtomicU64,
-}
-
-impl Counters {
-    fn request(&self) {
-        self.requests.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn received(&self, bytes: usize) {
-        self.bytes_received.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
-
-    fn sent(&self, bytes: usize) {
-        self.bytes_sent.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
 }
 
 impl Server {
@@ -197,15 +158,7 @@ impl Server {
     /// What it did so far.
     #[must_use]
     pub fn statistics(&self) -> Statistics {
-        let c = &self.services.counters;
-        let read = |n: &AtomicU64| n.load(Ordering::Relaxed);
-        Statistics {
-            connections: read(&c.connections),
-            open_connections: read(&c.open_connections),
-            requests: read(&c.requests),
-            bytes_received: read(&c.bytes_received),
-            bytes_sent: read(&c.bytes_sent),
-        }
+        self.services.counters.statistics()
     }
 
     /// Accepts nobody any more, lets what is in flight finish (for `stop_timeout` at most), closes all connections and returns
@@ -229,8 +182,7 @@ impl Drop for Server {
 
 impl Host for Services {
     async fn serve(self: Arc<Self>, client: Accepted, stopped: Stopped) {
-        self.counters.connections.fetch_add(1, Ordering::Relaxed);
-        self.counters.open_connections.fetch_add(1, Ordering::Relaxed);
+        self.counters.came();
         let visit = self.connections.open(client.id, client.peer());
         // How a connection ended is the client's affair; errors of devices were reported where they happened.
         let _ = match client.stream {
@@ -238,7 +190,7 @@ impl Host for Services {
             Stream::Tcp(s) => converse(tuned(s), &visit, &self, stopped).await,
         };
         self.connections.close(&visit);
-        self.counters.open_connections.fetch_sub(1, Ordering::Relaxed);
+        self.counters.left();
     }
 
     fn look(&self) {

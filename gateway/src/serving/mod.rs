@@ -8,6 +8,7 @@
 //!     returns      outcomes on their way back to a connection
 //!   budget         memory that connections share
 //!   input, buffer  bytes that came, bytes on their way out
+//!   counters       what a server did so far
 //!   vigil          staying awake a moment for a client that sends one request at a time
 //!   reports        what is told, at a bounded rate
 //! ```
@@ -17,6 +18,7 @@
 mod budget;
 mod buffer;
 mod connections;
+mod counters;
 mod hall;
 mod input;
 mod listener;
@@ -28,6 +30,7 @@ mod vigil;
 pub use budget::{Budget, Grant, Wait};
 pub use buffer::{Buffer, Output};
 pub use connections::{Connections, Order, Visit};
+pub use counters::{Counters, Statistics};
 pub use hall::{Accepted, Hall, HallOptions, Host, Stopped, Stream};
 pub use input::{INPUT, Input};
 pub use listener::{Listener, Listening, ListeningSocket, Place, SocketFile, tuned, tuned_local};

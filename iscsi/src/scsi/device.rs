@@ -216,6 +216,12 @@ impl Device {
         self.luns().iter().map(|lun| lun.report()).collect()
     }
 
+    /// What all LUNs show, by number.
+    #[must_use]
+    pub fn exports(&self) -> Vec<(u16, Arc<Export>)> {
+        self.luns().iter().map(|lun| (lun.number, Arc::clone(lun.medium.export()))).collect()
+    }
+
     /// All LUNs.
     pub(super) fn luns(&self) -> Vec<Arc<Lun>> {
         self.roster().luns.values().cloned().collect()

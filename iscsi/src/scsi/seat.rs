@@ -6,6 +6,7 @@
 use super::lun::Lun;
 use super::reservations::Party;
 use super::sense::{Code, Key, Sense};
+use coffer_gateway::Taken;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
@@ -41,10 +42,13 @@ pub(super) struct Seat {
     aborts: AtomicU64,
     is_abort_told: AtomicBool,
     tasks: AtomicU32,
+    /// The nexus is one of the export's clients.
+    _taken: Taken,
 }
 
 impl Seat {
     pub(super) fn new(lun: Arc<Lun>, party: Party) -> Self {
+        let _taken = Taken::new(Arc::clone(lun.medium.export()));
         Seat {
             lun,
             party,
@@ -52,6 +56,7 @@ impl Seat {
             aborts: AtomicU64::new(0),
             is_abort_told: AtomicBool::new(false),
             tasks: AtomicU32::new(0),
+            _taken,
         }
     }
 

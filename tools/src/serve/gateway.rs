@@ -133,7 +133,9 @@ pub(super) fn run(context: &Context, file: &Path, metrics: Option<&Place>) -> Re
     };
     gateway.servers = super::start(&listeners, &table, &options)?;
     let place = metrics.or(gateway.frame.metrics.as_ref());
-    let metrics = place.map(|place| super::start_metrics(context, place, &table, &gateway.servers)).transpose()?;
+    let iscsi = gateway.targets.as_ref().map(Targets::server);
+    let metrics =
+        place.map(|place| super::start_metrics(context, place, &table, &gateway.servers, iscsi)).transpose()?;
     let path = match &gateway.frame.control {
         Some(path) => path.clone(),
         None => control_path(&context.settings)?,

@@ -33,7 +33,8 @@ struct Standing {
 
 /// See the file's header.
 pub(super) struct Targets {
-    server: IscsiServer,
+    /// Others may look at it; it is stopped here.
+    server: Arc<IscsiServer>,
     /// Those of its portals.
     ports: Vec<PortOptions>,
     standing: BTreeMap<String, Standing>,
@@ -79,7 +80,7 @@ impl Targets {
             report: Some(super::report(context)),
             ..ServerOptions::default()
         };
-        let server = IscsiServer::start(&portals, all, options)?;
+        let server = Arc::new(IscsiServer::start(&portals, all, options)?);
         for place in server.places() {
             context.terminal.notice(format_args!("listening on iscsi://{place}"));
         }
@@ -148,6 +149,11 @@ impl Targets {
         }
     }
 
+    /// The server, to be looked at.
+    pub(super) fn server(&self) -> Arc<IscsiServer> {
+        Arc::clone(&self.server)
+    }
+
     /// Whether a disk that was removed is not closed yet.
     pub(super) fn is_leaving(&self) -> bool {
         !self.leaving.is_empty()
@@ -201,7 +207,8 @@ impl Targets {
     /// Sends initiators away, and flushes and closes everything.
     pub(super) fn end(self, context: &Context) {
         let Targets { server, standing, leaving, .. } = self;
-        server.stop();
+        // Whoever looked at it does not any more.
+        Arc::into_inner(server).into_iter().for_each(IscsiServer::stop);
         let luns = standing.into_values().flat_map(|mut standing| {
             let numbers: Vec<u16> = standing.target.luns.keys().copied().collect();
             numbers.into_iter().filter_map(|number| standing.target.remove(number)).collect::<Vec<_>>()
