@@ -14,8 +14,13 @@ use std::process::Command;
 type Read<T> = Result<T, Box<dyn Error>>;
 
 /// Outside crates that belong to some rooms only.
-const RESERVED: [(&str, &[&str]); 3] =
-    [("rocksdb", &["repo"]), ("tokio", &["gateway", "iscsi"]), ("fuser", &["mount"])];
+const RESERVED: [(&str, &[&str]); 5] = [
+    ("rocksdb", &["repo"]),
+    ("tokio", &["gateway", "iscsi", "repo"]),
+    ("fuser", &["mount"]),
+    ("opendal", &["repo"]),
+    ("reqwest", &["repo"]),
+];
 
 /// Names that say nothing, for rooms and files alike.
 const EMPTY_NAMES: [&str; 8] = ["common", "util", "utils", "helpers", "manager", "handler", "data", "info"];

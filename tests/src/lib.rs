@@ -15,6 +15,7 @@ pub mod program;
 pub mod proxy;
 pub mod qmp;
 pub mod rig;
+pub mod scripted;
 pub mod service;
 pub mod simulation;
 pub mod stage;

@@ -86,6 +86,14 @@ impl Failure {
         }
     }
 
+    /// Whether it says that there is an object of that name already.
+    pub(super) fn is_taken(&self) -> bool {
+        match self {
+            Failure::Answer(answer) => answer.status == 412 || TAKEN.contains(&answer.code.as_str()),
+            Failure::Wire(_) => false,
+        }
+    }
+
     /// The answer's status; 0: there was none.
     pub(super) fn status(&self) -> u16 {
         match self {
@@ -100,6 +108,9 @@ impl Failure {
         Error::new(kind, format!("{what}: {words}"))
     }
 }
+
+/// Codes by which stores say that a name is taken, when they do not say it by the status 412.
+const TAKEN: &[&str] = &["BlobAlreadyExists", "FileAlreadyExists", "PreconditionFailed", "ConditionNotMet"];
 
 /// Codes that say the same in words; the first row that names the code, or else the status, counts.
 const CODES: &[(&[&str], Kind, &str)] = &[
@@ -246,6 +257,9 @@ impl Answer {
         if self.status == 403 && self.is_about_retention() {
             return (Kind::Retained, "the store keeps the object until its retention ends");
         }
+        if self.status == 412 || TAKEN.contains(&self.code.as_str()) {
+            return (Kind::Locked, "there is an object of that name already");
+        }
         if let Some((_, kind, words)) = CODES.iter().find(|(codes, ..)| codes.contains(&self.code.as_str())) {
             return (*kind, words);
         }
@@ -319,8 +333,7 @@ impl Wire {
         let mut text = error.to_string();
         let mut next = error.source();
         while let Some(source) = next {
-            let hidden = source.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-            if source.is::<rustls::Error>() || hidden.is_some_and(|hidden| hidden.is::<rustls::Error>()) {
+            if is_tls(source) {
                 trouble = Trouble::Tls;
             }
             let more = source.to_string();
@@ -331,6 +344,12 @@ impl Wire {
         }
         Wire { trouble, text }
     }
+}
+
+/// Whether an error is one of TLS, also when I/O errors are wrapped around it.
+fn is_tls(error: &(dyn StdError + 'static)) -> bool {
+    error.is::<rustls::Error>()
+        || error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref).is_some_and(|inner| is_tls(inner))
 }
 
 /// What OpenDAL says about a request that was never made, or whose answer it did not understand.
@@ -357,6 +376,15 @@ pub(super) fn of_opendal(error: &opendal::Error, what: &str) -> Error {
         _ => (Kind::Unavailable, "the store did something unexpected"),
     };
     Error::new(kind, format!("{what}: {words} ({text})"))
+}
+
+/// What `Retry-After` asks for: seconds, or a time that is compared with the store's own clock.
+pub(super) fn parse_retry_after(after: &str, date: Option<&str>) -> Option<Duration> {
+    if let Ok(seconds) = after.trim().parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let time = |text: &str| jiff::fmt::rfc2822::parse(text.trim()).ok();
+    Duration::try_from(time(after)?.duration_since(&time(date?)?)).ok()
 }
 
 /// One line of what a store said: what does not show is gone, what is long is cut.
@@ -429,6 +457,8 @@ mod tests {
             (503, "SlowDown", Kind::Unavailable, "slower"),
             (503, "", Kind::Unavailable, "now"),
             (500, "InternalError", Kind::Unavailable, "now"),
+            (412, "PreconditionFailed", Kind::Locked, "already"),
+            (409, "BlobAlreadyExists", Kind::Locked, "already"),
             (409, "ConditionalRequestConflict", Kind::Unavailable, "now"),
             (409, "BlobImmutableDueToPolicy", Kind::Retained, "retention"),
             (403, "InvalidObjectState", Kind::Unsupported, "thawed"),
@@ -466,6 +496,21 @@ mod tests {
         assert!(!text.contains("hunter2"), "{text}");
         for broken in ["", "<", "<Code>", "<Code>x", "{\"code\"", "{\"code\":", "{\"code\":\"", "\u{fffd}"] {
             assert_eq!(answer(500, broken).0, Kind::Unavailable, "{broken}");
+        }
+    }
+
+    #[test]
+    fn a_time_to_come_back_is_taken_by_the_stores_clock() {
+        let now = Some("Sun, 22 Nov 2026 12:00:00 GMT");
+        let seconds = |after: &str, date| parse_retry_after(after, date).map(|time| time.as_secs());
+        assert_eq!((seconds(" 7 ", None), seconds("Sun, 22 Nov 2026 12:01:30 GMT", now)), (Some(7), Some(90)));
+        for (after, date) in [
+            ("soon", now),
+            ("Sun, 22 Nov 2026 12:01:30 GMT", None),
+            ("Sun, 22 Nov 2026 11:00:00 GMT", now),
+            ("-1", now),
+        ] {
+            assert_eq!(seconds(after, date), None, "{after}");
         }
     }
 

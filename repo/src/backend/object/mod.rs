@@ -14,7 +14,7 @@
 //! - **A put is create-only as far as the store can.** Up to [`PART`] bytes are one conditional PUT. Above that it is a multipart
 //!   upload whose completion carries the condition (S3, Azure, OSS, COS; GCS binds it to the session). Where a store ignores
 //!   the condition the class of the store is weak, which a probe finds out; nothing here pretends otherwise. Names of packs,
-//!   the only objects of that size, are random.
+//!   the only objects of that size, are random. A put by SFTP is a draft that is renamed when it is whole: atomic, and weak.
 //! - **A put whose answer was lost and that then finds its name taken reads the object back**: equal bytes are its own, so it
 //!   answers `Created`. (Two callers that put equal bytes under one name may so both be told `Created`; what is put under a name
 //!   that others may choose too is told apart by random bytes in it.)
@@ -37,7 +37,7 @@ mod transport;
 mod witness;
 
 use super::address::{ObjectAddress, Scheme};
-use super::{Backend, Given, Listed, Put, check_name, check_prefix};
+use super::{Backend, Given, Listed, Put, RESERVED_PART, check_name, check_prefix};
 use crate::error::{Error, Kind, Result};
 use budget::Budget;
 use bytes::Bytes;
@@ -161,7 +161,10 @@ impl ObjectStore {
 
     /// A failed call's error: by its last failed request, or else by what OpenDAL says.
     fn explain(&self, call: &Call, witness: &Witness, error: &opendal::Error) -> Error {
-        let what = format!("{} '{}' in {}", call.doing, call.name, self.address);
+        let what = match call.name {
+            "" => format!("{} {}", call.doing, self.address),
+            name => format!("{} '{name}' in {}", call.doing, self.address),
+        };
         let seen = witness.seen();
         let mut explained = match &seen.failure {
             Some(failure) => failure.to_error(&what),
@@ -217,9 +220,11 @@ impl ObjectStore {
 
     /// Sees once that the bucket is there: an answer of 404 to a HEAD request has no body that could tell.
     fn see_bucket(&self) -> Result<()> {
-        if self.has_bucket.load(Ordering::Relaxed) {
-            return Ok(());
-        }
+        if self.has_bucket.load(Ordering::Relaxed) { Ok(()) } else { self.look_into_bucket() }
+    }
+
+    /// Asks for the first line of a listing, whose answer has a body also when it is an error.
+    fn look_into_bucket(&self) -> Result<()> {
         let call = Call { doing: "looking into", name: "", purpose: Purpose::default() };
         let looked = self.call(&call, |operator, _| async move {
             let options = ListOptions { limit: Some(1), recursive: true, ..ListOptions::default() };
@@ -254,11 +259,16 @@ impl ObjectStore {
         // The caller copies a part when the one before the last was taken, and blocks in no runtime's way.
         let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel::<Bytes>();
         let (took, room) = mpsc::channel();
-        let (operator, path) = (self.operator_for(witness), call.name.to_owned());
+        let (operator, name) = (self.operator_for(witness), call.name.to_owned());
+        // A file grows in front of everybody, so it gets its name when it is whole.
+        let draft = match self.address.scheme() {
+            Scheme::Sftp => Some(format!("{RESERVED_PART}/{:016x}{:016x}", self.wires.draw(), self.wires.draw())),
+            _ => None,
+        };
         let (told, done) = mpsc::sync_channel(1);
         self.runtime.spawn(async move {
             let work = async {
-                let mut writer = operator.writer_options(&path, options).await?;
+                let mut writer = operator.writer_options(draft.as_ref().unwrap_or(&name), options).await?;
                 while let Some(bytes) = receiver.recv().await {
                     let _ = took.send(());
                     if let Err(e) = writer.write(bytes).await {
@@ -267,12 +277,13 @@ impl ObjectStore {
                         return Err(e);
                     }
                 }
-                match writer.close().await {
-                    Ok(_) => Ok(()),
-                    Err(e) => {
-                        let _ = writer.abort().await;
-                        Err(e)
-                    }
+                if let Err(e) = writer.close().await {
+                    let _ = writer.abort().await;
+                    return Err(e);
+                }
+                match &draft {
+                    Some(draft) => give_name(&operator, draft, &name).await,
+                    None => Ok(()),
                 }
             };
             let _ = told.send(work.await);
@@ -296,8 +307,8 @@ impl ObjectStore {
     /// Whether a put failed because its name is taken.
     fn is_taken(&self, witness: &Witness, error: &opendal::Error) -> bool {
         use opendal::ErrorKind as E;
-        let status = witness.seen().failure.as_ref().map(failure::Failure::status);
-        matches!(error.kind(), E::ConditionNotMatch | E::AlreadyExists) || status == Some(412)
+        matches!(error.kind(), E::ConditionNotMatch | E::AlreadyExists)
+            || witness.seen().failure.as_ref().is_some_and(failure::Failure::is_taken)
     }
 
     /// Whether the object is there with exactly these bytes.
@@ -425,6 +436,8 @@ impl Backend for ObjectStore {
             Ok(metadata) if metadata.mode() == EntryMode::DIR => Ok(None),
             Ok(metadata) => Ok(Some(metadata.content_length())),
             Err(e) if e.kind() == Kind::NotFound => self.see_bucket().map(|()| None),
+            // What refuses a HEAD request cannot say why.
+            Err(e) if e.kind() == Kind::Invalid => self.look_into_bucket().and(Err(e)),
             Err(e) => Err(e),
         }
     }
@@ -512,6 +525,20 @@ impl fmt::Debug for ObjectStore {
     }
 }
 
+/// Gives a whole draft its name, unless that is taken by then.
+async fn give_name(operator: &Operator, draft: &str, name: &str) -> opendal::Result<()> {
+    let named = match operator.exists(name).await {
+        Ok(false) => operator.rename(draft, name).await,
+        Ok(true) => Err(opendal::Error::new(opendal::ErrorKind::ConditionNotMatch, "the name is taken")),
+        Err(e) => Err(e),
+    };
+    if named.is_err() {
+        // A draft that stays is in nobody's way.
+        let _ = operator.delete(draft).await;
+    }
+    named
+}
+
 /// The bytes of `parts`, laid end to end, in copies of `size` each; the last one is shorter.
 fn copies<'a>(parts: &'a [&'a [u8]], size: usize) -> impl Iterator<Item = Bytes> + 'a {
     let mut parts = parts.iter().copied();
@@ -549,4 +576,30 @@ fn is_equal(there: Buffer, parts: &[&[u8]]) -> bool {
         rest = tail;
         head == *part
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_are_made_one_by_one_and_have_their_size() {
+        let parts: [&[u8]; 5] = [b"abc", b"", b"defgh", b"i", b""];
+        for (size, expected) in [(1, 9), (2, 5), (4, 3), (9, 1), (100, 1)] {
+            let copied: Vec<Bytes> = copies(&parts, size).collect();
+            assert_eq!(copied.len(), expected);
+            assert!(copied.iter().rev().skip(1).all(|copy| copy.len() == size), "{size}");
+            assert_eq!(copied.concat(), b"abcdefghi");
+        }
+        assert_eq!(copies(&[], 4).count() + copies(&[b"", b""], 4).count(), 0);
+    }
+
+    #[test]
+    fn equal_is_equal_across_parts() {
+        let there = || Buffer::from(vec![Bytes::from_static(b"ab"), Bytes::from_static(b"cdef")]);
+        assert!(is_equal(there(), &[b"abc", b"", b"def"]) && is_equal(Buffer::new(), &[b""]));
+        for other in [&[&b"abc"[..], b"dex"][..], &[b"abcde"], &[b"abcdef", b"g"], &[]] {
+            assert!(!is_equal(there(), other), "{other:?}");
+        }
+    }
 }

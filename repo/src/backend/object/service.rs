@@ -6,7 +6,7 @@
 //! | azblob | secrets: key or SAS; else the Azure chain | `If-None-Match` on the blob and on the list of blocks |
 //! | gcs | secrets; else Google's chain | `ifGenerationMatch=0`, also for resumable uploads |
 //! | oss, cos | secrets; else the provider's chain | `x-oss-forbid-overwrite`, `x-cos-forbid-overwrite` |
-//! | sftp | ssh's own | exclusive create; but see below |
+//! | sftp | ssh's own | none: a draft that is renamed, which replaces: weak |
 //! | swift, webdav | secrets | `If-None-Match: *`, which not every server keeps: weak |
 //! | b2 | secrets | none: weak |
 //!

@@ -11,7 +11,7 @@
 //! young; an answer that is an error is read to its end, up to [`ERROR_BODY`] bytes, so that its code is known.
 
 use super::body::{self, STILL, Upload};
-use super::failure::{Answer, Failure, Trouble, Wire};
+use super::failure::{self, Answer, Failure, Trouble, Wire};
 use super::hedge::Hedge;
 use super::swift;
 use super::throttle::Throttle;
@@ -34,6 +34,8 @@ use tokio::time::{sleep, timeout};
 
 /// Most of an error's body that is read.
 const ERROR_BODY: usize = 64 << 10;
+/// Most of any answer that is read at once: a page of a listing.
+const WHOLE_BODY: usize = 64 << 20;
 /// A request is not repeated once it is this old: stores refuse signatures of a quarter of an hour.
 const SIGNATURE_LIFE: Duration = Duration::from_secs(300);
 
@@ -98,7 +100,13 @@ impl HttpTransport for Transport {
             };
             let failure = match arrived {
                 Ok((response, permit)) if is_success(response.status()) => {
-                    return Ok(self.pass(response, permit, &outgoing));
+                    if self.witness.purpose.is_read {
+                        return Ok(self.pass(response, permit, &outgoing));
+                    }
+                    match self.pass_whole(response, &outgoing).await {
+                        Ok(passed) => return Ok(passed),
+                        Err(wire) => Failure::Wire(wire),
+                    }
                 }
                 Ok((response, _permit)) => match read_error(response).await {
                     Ok((answer, response)) => {
@@ -159,7 +167,7 @@ impl Transport {
         seen.attempts.pause(self.wires.draw(), failure.retry_after(), has_answered, Instant::now())
     }
 
-    /// An answer that is no failure, on its way to OpenDAL.
+    /// The answer to a read, whose body follows as it comes.
     fn pass(
         &self,
         response: reqwest::Response,
@@ -174,13 +182,33 @@ impl Transport {
                 seen.length = whole_length(response.headers(), response.status(), length);
             }
         }
-        let mut passed = Response::new(());
-        *passed.status_mut() = response.status();
-        *passed.headers_mut() = response.headers().clone();
-        passed.extensions_mut().insert(outgoing.uri.clone());
+        let passed = head(&response, outgoing);
         let witness = Some(Arc::clone(&self.witness));
         let body = body::download(response, length, Arc::clone(&self.wires.download), witness, permit);
         passed.map(|()| body)
+    }
+
+    /// Any other answer, read to its end here: a page of a listing that breaks off is asked for again alone.
+    async fn pass_whole(
+        &self,
+        mut response: reqwest::Response,
+        outgoing: &Outgoing,
+    ) -> Result<Response<HttpBody>, Wire> {
+        let passed = head(&response, outgoing);
+        let mut body = BytesMut::new();
+        while let Some(piece) =
+            timeout(STILL, response.chunk()).await.map_err(|_| Wire::late(STILL))?.map_err(Wire::from_client)?
+        {
+            body.extend_from_slice(&piece);
+            if body.len() > WHOLE_BODY {
+                return Err(Wire {
+                    trouble: Trouble::Broken,
+                    text: format!("an answer of more than {WHOLE_BODY} bytes"),
+                });
+            }
+        }
+        self.witness.seen().failure = None;
+        Ok(passed.map(|()| whole(body.freeze())))
     }
 }
 
@@ -277,6 +305,15 @@ impl Outgoing {
     }
 }
 
+/// An answer without its body.
+fn head(response: &reqwest::Response, outgoing: &Outgoing) -> Response<()> {
+    let mut head = Response::new(());
+    *head.status_mut() = response.status();
+    *head.headers_mut() = response.headers().clone();
+    head.extensions_mut().insert(outgoing.uri.clone());
+    head
+}
+
 /// What OpenDAL takes as an answer and not as an error: 1xx to 3xx without the redirects, which we do not follow.
 fn is_success(status: StatusCode) -> bool {
     status.is_success() || status == StatusCode::NOT_MODIFIED
@@ -289,7 +326,7 @@ async fn read_error(mut response: reqwest::Response) -> Result<(Answer, Response
     let mut answer = Answer {
         status: response.status().as_u16(),
         code: text(&HeaderName::from_static("x-ms-error-code")).unwrap_or_default(),
-        retry_after: text(&RETRY_AFTER).and_then(|seconds| seconds.trim().parse().ok()).map(Duration::from_secs),
+        retry_after: text(&RETRY_AFTER).and_then(|after| failure::parse_retry_after(&after, text(&DATE).as_deref())),
         region: text(&HeaderName::from_static("x-amz-bucket-region")),
         date: text(&DATE),
         ..Answer::default()
