@@ -90,7 +90,7 @@ fn a_store_that_never_works_is_given_up_with_its_reason() {
     direct.run(&["backup", "-w", "web", "vda=disk.raw"]);
     let proxy = Proxy::start(SeaweedFs::shared().port(), Link::default());
     let faulty = direct.at(place.through(proxy.port()).with("patience=3"));
-    for (fault, word) in [(Fault::Reset, "reached"), (Fault::Busy, "503"), (Fault::Throttled, "429")] {
+    for (fault, word) in [(Fault::Reset, "reset"), (Fault::Busy, "503"), (Fault::Throttled, "429")] {
         proxy.plan(Faults { seed: SEED, shares: BTreeMap::from([(fault, 1000)]) });
         let asked = proxy.requests();
         let told = faulty.fails(&["snapshots"], &["s3://never"]);
