@@ -93,7 +93,7 @@ fn a_store_that_never_works_is_given_up_with_its_reason() {
     for (fault, word) in [(Fault::Reset, "reset"), (Fault::Busy, "503"), (Fault::Throttled, "429")] {
         proxy.plan(Faults { seed: SEED, shares: BTreeMap::from([(fault, 1000)]) });
         let asked = proxy.requests();
-        let told = faulty.fails(&["snapshots"], &["127.0.0.1"]);
+        let told = faulty.fails(&["snapshots"], &["s3://never"]);
         println!("{fault:?}: {told}");
         assert!(told.to_lowercase().contains(word), "{told}");
         let asked = proxy.requests() - asked;
