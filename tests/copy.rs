@@ -416,6 +416,29 @@ fn damage_makes_no_copy_or_is_lost_and_named_and_comes_with_the_next_point() {
 }
 
 #[test]
+fn a_copy_that_somebody_else_made_is_found_before_another_is_begun() {
+    let from = Place::new(|store| init(store, 1));
+    let to = Place::new(|store| init(store, 2));
+    for time in [10, 20] {
+        let content = noise(&mut Dice::new(time), 20_000).into();
+        Job::new("web", time, vec![("d", &content)]).run(&from.repo, &from.index).unwrap();
+    }
+    let points = from.points();
+    let mut early = copier(&from.repo, &to.repo, copying(NOW)).unwrap();
+    let mut other = copier(&from.repo, &to.repo, copying(NOW)).unwrap();
+    let made = copy_point(&mut other, &to.index, &points[0], &points, &copying(NOW)).unwrap();
+    for _ in 0..2 {
+        points.iter().for_each(|point| early.look_for(point).unwrap());
+        assert_eq!((early.copies(&points[0]), early.copies(&points[1])), (&[made.snapshot.clone()][..], &[][..]));
+    }
+    // What was forgotten is not there.
+    to.repo.forget(made.snapshot.name, at(NOW)).unwrap();
+    early.relist().unwrap();
+    early.look_for(&points[0]).unwrap();
+    assert_eq!(early.due(&points.iter().collect::<Vec<_>>()).len(), 2);
+}
+
+#[test]
 fn a_difference_is_found_when_a_copy_is_compared() {
     let from = Place::new(|store| init(store, 1));
     let to = Place::new(|store| init(store, 2));

@@ -30,7 +30,7 @@ use crate::pace::Pace;
 use crate::protection::{Protected, Protection};
 use crate::reader::{Reader, ReaderOptions};
 use crate::repository::Repository;
-use crate::snapshot::{Claim, Disk, Identity, Origin, Snapshot};
+use crate::snapshot::{Claim, ClaimName, ClaimPart, Disk, Identity, Origin, Snapshot};
 use crate::time::Timestamp;
 use crate::writer::{DiskSpec, Progress, Writer, WriterOptions};
 use comparison::Comparison;
@@ -145,6 +145,33 @@ impl Copier {
         let points = self.destination.points()?.snapshots;
         self.there.clear();
         points.into_iter().for_each(|point| self.add(point));
+        Ok(())
+    }
+
+    /// Looks whether the destination has a copy of `point` by now: somebody else may be copying, too.
+    pub fn look_for(&mut self, point: &Snapshot) -> Result<()> {
+        let to = Arc::clone(&self.destination);
+        let mut names = Vec::new();
+        let folder = format!("snapshots/{}/", to.keys().id_key().workload_tag(&point.workload));
+        to.backend().list(&folder, &mut |object| {
+            let decision = ClaimName::parse(&object.name).filter(|(_, part)| *part == ClaimPart::Decision);
+            names.extend(decision.map(|(name, _)| name).filter(|name| name.time == point.time()));
+            Ok(())
+        })?;
+        for name in names {
+            let is_known = self.copies(point).iter().any(|copy| copy.id() == name.id);
+            if is_known || to.is_forgotten(name.id)? {
+                continue;
+            }
+            match to.read_snapshot(name) {
+                // As with all points: one that is damaged is none.
+                Err(e) if e.kind() == Kind::Corrupt => {}
+                found => found?
+                    .filter(|found| found.origin(to.keys().repo()) == point.origin(self.source.keys().repo()))
+                    .into_iter()
+                    .for_each(|copy| self.add(copy)),
+            }
+        }
         Ok(())
     }
 

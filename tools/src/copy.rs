@@ -147,7 +147,7 @@ impl Arguments {
         let protected = run.protect(&source, &wanted)?;
         let took = began.elapsed().as_secs_f64();
         let skipped = wanted.len() - due.len();
-        let text = run.text(&destination.backend().location(), skipped, protected, took);
+        let text = run.text(&destination.backend().location(), (wanted.len(), skipped), protected, took);
         let mut object = run.object(protected);
         object["dry_run"] = false.into();
         object["to"] = destination.backend().location().into();
@@ -227,6 +227,7 @@ impl<'a> Run<'a> {
         let mut attempts_left = ATTEMPTS;
         loop {
             attempts_left -= 1;
+            self.copier.look_for(point)?;
             if !self.copier.copies(point).is_empty() {
                 terminal.notice(format_args!("{} was copied by somebody else meanwhile", title(point)));
                 return Ok(());
@@ -369,12 +370,12 @@ impl<'a> Run<'a> {
         })
     }
 
-    fn text(&self, to: &str, skipped: usize, protected: usize, took: f64) -> String {
+    fn text(&self, to: &str, (wanted, skipped): (usize, usize), protected: usize, took: f64) -> String {
         let mut text = String::new();
         for (point, made) in &self.copied {
             text += &format!("{} is {} there\n", title(point), short(made.snapshot.id()));
         }
-        let points = counted(self.copied.len(), self.copied.len() + self.damaged.len() + skipped);
+        let points = counted(self.copied.len(), wanted);
         text += &format!("copied {points} to {to} in {took:.1} s, {skipped} were there already\n");
         if !self.copied.is_empty() {
             let compared = if self.verify { "; all was read back and found right" } else { "" };
