@@ -192,7 +192,7 @@ fn play(seed: u64) {
             let mut copier = copier(&from.repo, &to.repo, options.clone()).unwrap();
             let point = &points[dice.index(points.len())];
             if copier.copies(point).is_empty() {
-                copy_point(&mut copier, &to.index, point, &options).unwrap();
+                copy_point(&mut copier, &to.index, point, &points, &options).unwrap();
             }
         }
         if dice.once_in(4) {
@@ -324,7 +324,7 @@ fn a_point_is_pinned_while_it_is_copied_and_never_copied_to_itself() {
     let content = noise(&mut Dice::new(1), 700_000).into();
     let point = Job::new("web", 10, vec![("d", &content)]).run(&from.repo, &from.index).unwrap();
     let copier_there = copier(&from.repo, &to.repo, copying(NOW)).unwrap();
-    let copy = PointCopy::begin(&copier_there, &to.index, &point).unwrap().unwrap();
+    let copy = PointCopy::begin(&copier_there, &to.index, &point, &[]).unwrap().unwrap();
     let pins = || {
         let claims = from.repo.folders().unwrap();
         let held = claims.claims.into_keys().filter(|name| !claims.forgotten.contains(&name.id));
@@ -341,7 +341,7 @@ fn a_point_is_pinned_while_it_is_copied_and_never_copied_to_itself() {
     assert_eq!(runs, content.runs(WINDOW));
     assert_eq!(pins(), 0);
     // What was forgotten before is left out.
-    assert!(PointCopy::begin(&copier_there, &to.index, &point).unwrap().is_none());
+    assert!(PointCopy::begin(&copier_there, &to.index, &point, &[]).unwrap().is_none());
 
     let twin: Arc<dyn Backend> = Arc::new(from.store.clone_state());
     for same in [Arc::clone(&from.repo), open(twin, 7).unwrap()] {
@@ -370,15 +370,15 @@ fn damage_makes_no_copy_or_is_lost_and_named_and_comes_with_the_next_point() {
     put(&hurt);
     let source = open(from.store.clone(), 10).unwrap();
     let mut copier_there = copier(&source, &to.repo, copying(NOW)).unwrap();
-    copy_point(&mut copier_there, &to.index, &sound, &copying(NOW)).unwrap();
-    let copy = PointCopy::begin(&copier_there, &to.index, &first).unwrap().unwrap();
+    copy_point(&mut copier_there, &to.index, &sound, &[], &copying(NOW)).unwrap();
+    let copy = PointCopy::begin(&copier_there, &to.index, &first, &[]).unwrap().unwrap();
     let Outcome::Damaged(why) = copy.run(&Cancel::default()).unwrap() else { panic!("damage was not noticed") };
     assert!(why.kind() == Kind::Corrupt && why.context().contains(&pack), "{why}");
     assert_eq!(to.points().len(), 1);
 
     let going = CopyOptions { keep_going: true, ..verified() };
     let mut copier_there = copier(&source, &to.repo, going.clone()).unwrap();
-    let made = copy_point(&mut copier_there, &to.index, &first, &going).unwrap();
+    let made = copy_point(&mut copier_there, &to.index, &first, &[], &going).unwrap();
     let [lost] = made.lost["d"].as_slice() else { panic!("{:?}", made.lost) };
     assert!(lost.end - lost.start <= 256 << 10, "{lost:?}");
     assert_eq!(made.snapshot.disks[0].unreadable, (lost.end - lost.start).next_multiple_of(BLOCK as u64));
@@ -407,12 +407,35 @@ fn damage_makes_no_copy_or_is_lost_and_named_and_comes_with_the_next_point() {
     old_trees.iter().for_each(|name| from.store.delete(name).unwrap());
     let source = open(from.store.clone(), 12).unwrap();
     let mut copier_there = copier(&source, &other.repo, verified()).unwrap();
-    let copied = copy_point(&mut copier_there, &other.index, &third, &verified());
+    let copied = copy_point(&mut copier_there, &other.index, &third, &from.points(), &verified());
     // Leaves that the new map shares with the old one are lost to both.
     match copied {
         Ok(made) => assert_eq!(runs(&other, &made.snapshot), DiskContent::from(bytes).runs(WINDOW)),
         Err(e) => assert_eq!(e.kind(), Kind::Corrupt),
     }
+}
+
+#[test]
+fn a_copy_that_somebody_else_made_is_found_before_another_is_begun() {
+    let from = Place::new(|store| init(store, 1));
+    let to = Place::new(|store| init(store, 2));
+    for time in [10, 20] {
+        let content = noise(&mut Dice::new(time), 20_000).into();
+        Job::new("web", time, vec![("d", &content)]).run(&from.repo, &from.index).unwrap();
+    }
+    let points = from.points();
+    let mut early = copier(&from.repo, &to.repo, copying(NOW)).unwrap();
+    let mut other = copier(&from.repo, &to.repo, copying(NOW)).unwrap();
+    let made = copy_point(&mut other, &to.index, &points[0], &points, &copying(NOW)).unwrap();
+    for _ in 0..2 {
+        points.iter().for_each(|point| early.look_for(point).unwrap());
+        assert_eq!((early.copies(&points[0]), early.copies(&points[1])), (&[made.snapshot.clone()][..], &[][..]));
+    }
+    // What was forgotten is not there.
+    to.repo.forget(made.snapshot.name, at(NOW)).unwrap();
+    early.relist().unwrap();
+    early.look_for(&points[0]).unwrap();
+    assert_eq!(early.due(&points.iter().collect::<Vec<_>>()).len(), 2);
 }
 
 #[test]
@@ -425,7 +448,7 @@ fn a_difference_is_found_when_a_copy_is_compared() {
     let other = Job::new("web", 10, vec![("d", &bytes.into())]).run(&to.repo, &to.index).unwrap();
     let copier = copier(&from.repo, &to.repo, verified()).unwrap();
     let e = copier.compare(&point, &other, &Default::default(), &Cancel::default()).unwrap_err();
-    assert!(e.kind() == Kind::Corrupt && e.context().contains("at byte 4500007"), "{e}");
+    assert!(e.kind() == Kind::Corrupt && e.context().contains("byte 4500007 is another"), "{e}");
 }
 
 /// What copies everything, and once more when that is overtaken. What ended it, other than the weather.

@@ -30,7 +30,7 @@ use crate::pace::Pace;
 use crate::protection::{Protected, Protection};
 use crate::reader::{Reader, ReaderOptions};
 use crate::repository::Repository;
-use crate::snapshot::{Claim, Disk, Identity, Origin, Snapshot};
+use crate::snapshot::{Claim, ClaimName, ClaimPart, Disk, Identity, Origin, Snapshot};
 use crate::time::Timestamp;
 use crate::writer::{DiskSpec, Progress, Writer, WriterOptions};
 use comparison::Comparison;
@@ -58,18 +58,9 @@ pub struct CopyOptions {
     pub now: Timestamp,
 }
 
-/// A repository and all its points, oldest first.
-#[derive(Debug)]
-pub struct Side {
-    /// The repository.
-    pub repo: Arc<Repository>,
-    /// Its points.
-    pub points: Vec<Snapshot>,
-}
-
 /// Two repositories, and which points both of them have.
 pub struct Copier {
-    source: Side,
+    source: Arc<Repository>,
     destination: Arc<Repository>,
     reader: Arc<Reader>,
     comparer: Comparer,
@@ -110,10 +101,16 @@ pub struct PointCopy<'a> {
 }
 
 impl Copier {
-    /// Looks at both sides; `reader` reads the source. `Invalid` when they are one repository, `WrongKey` when the source's key does not
-    /// read, or the destination's does not and is to.
-    pub fn begin(source: Side, destination: Side, reader: Arc<Reader>, options: CopyOptions) -> Result<Self> {
-        let (from, to) = (&source.repo, &destination.repo);
+    /// Looks at both sides; `reader` reads `source`, and `points` are all that `destination` has. `Invalid` when they are one repository,
+    /// `WrongKey` when the source's key does not read, or the destination's does not and is to.
+    pub fn begin(
+        source: &Arc<Repository>,
+        reader: Arc<Reader>,
+        destination: &Arc<Repository>,
+        points: Vec<Snapshot>,
+        options: CopyOptions,
+    ) -> Result<Self> {
+        let (from, to) = (source, destination);
         if from.keys().repo() == to.keys().repo() {
             return Err(Error::invalid(format!(
                 "{} and {} are one repository, or copies of its objects: points are copied to another one",
@@ -133,13 +130,13 @@ impl Copier {
         let mut copier = Copier {
             comparer: Comparer::new(from)?,
             pace: Pace::new(options.max_rate),
+            source: Arc::clone(from),
             destination: Arc::clone(to),
             there: BTreeMap::new(),
-            source,
             reader,
             options,
         };
-        destination.points.into_iter().for_each(|point| copier.add(point));
+        points.into_iter().for_each(|point| copier.add(point));
         Ok(copier)
     }
 
@@ -151,6 +148,33 @@ impl Copier {
         Ok(())
     }
 
+    /// Looks whether the destination has a copy of `point` by now: somebody else may be copying, too.
+    pub fn look_for(&mut self, point: &Snapshot) -> Result<()> {
+        let to = Arc::clone(&self.destination);
+        let mut names = Vec::new();
+        let folder = format!("snapshots/{}/", to.keys().id_key().workload_tag(&point.workload));
+        to.backend().list(&folder, &mut |object| {
+            let decision = ClaimName::parse(&object.name).filter(|(_, part)| *part == ClaimPart::Decision);
+            names.extend(decision.map(|(name, _)| name).filter(|name| name.time == point.time()));
+            Ok(())
+        })?;
+        for name in names {
+            let is_known = self.copies(point).iter().any(|copy| copy.id() == name.id);
+            if is_known || to.is_forgotten(name.id)? {
+                continue;
+            }
+            match to.read_snapshot(name) {
+                // As with all points: one that is damaged is none.
+                Err(e) if e.kind() == Kind::Corrupt => {}
+                found => found?
+                    .filter(|found| found.origin(to.keys().repo()) == point.origin(self.source.keys().repo()))
+                    .into_iter()
+                    .for_each(|copy| self.add(copy)),
+            }
+        }
+        Ok(())
+    }
+
     /// Takes note of a point of the destination.
     pub fn add(&mut self, copy: Snapshot) {
         self.there.entry(copy.origin(self.destination.keys().repo())).or_default().push(copy);
@@ -159,24 +183,24 @@ impl Copier {
     /// What the destination has of a point of the source: its copies, or the point that it is a copy of itself.
     #[must_use]
     pub fn copies(&self, point: &Snapshot) -> &[Snapshot] {
-        self.there.get(&point.origin(self.source.repo.keys().repo())).map_or(&[], Vec::as_slice)
+        self.there.get(&point.origin(self.source.keys().repo())).map_or(&[], Vec::as_slice)
     }
 
     /// Those of `wanted` that the destination lacks, oldest first, each once.
     #[must_use]
-    pub fn due(&self, wanted: &[&Snapshot]) -> Vec<Snapshot> {
-        let (from, mut seen) = (self.source.repo.keys().repo(), BTreeSet::new());
+    pub fn due<'a>(&self, wanted: &[&'a Snapshot]) -> Vec<&'a Snapshot> {
+        let (from, mut seen) = (self.source.keys().repo(), BTreeSet::new());
         let lacks = |point: &&Snapshot| self.copies(point).is_empty() && seen.insert(point.origin(from));
-        let mut due: Vec<Snapshot> = wanted.iter().copied().filter(lacks).cloned().collect();
+        let mut due: Vec<&Snapshot> = wanted.iter().copied().filter(lacks).collect();
         due.sort_by_key(|point| (point.time(), point.id()));
         due
     }
 
-    /// The point of the source, with its copy, that differs least from `point`, as far as times tell: the latest before it, or else the
-    /// first after it.
-    fn base(&self, point: &Snapshot) -> Option<(&Snapshot, &Snapshot)> {
-        let others = self.source.points.iter().filter(|other| other.workload == point.workload);
-        let both = others.filter(|other| other.id() != point.id()).filter_map(|other| {
+    /// The one of `points`, with its copy, that differs least from `point`, as far as times tell: the latest before it, or else the first
+    /// after it.
+    fn base<'a>(&self, point: &Snapshot, points: &'a [Snapshot]) -> Option<(&'a Snapshot, &Snapshot)> {
+        let others = points.iter().filter(|other| other.workload == point.workload && other.id() != point.id());
+        let both = others.filter_map(|other| {
             let copy = self.copies(other).iter().find(|copy| copy.workload == other.workload)?;
             Some((other, copy))
         });
@@ -188,7 +212,7 @@ impl Copier {
     /// Reads `copy` back, and compares it with `point`; counts bytes of disks in `compared`. `Corrupt`, with disk and byte, where they
     /// differ. What is damaged in the source by now is compared with nothing, when going on in spite of damage.
     pub fn compare(&self, point: &Snapshot, copy: &Snapshot, compared: &AtomicU64, cancel: &Cancel) -> Result<()> {
-        let name = |repo: &Repository| format!("{}@{} in {}", point.workload, point.time(), repo.backend().location());
+        let title = format!("{}@{}", point.workload, point.time());
         let options = ReaderOptions { readahead_bytes: 0, ..ReaderOptions::default() };
         let back = Reader::new(Arc::clone(&self.destination), options)?;
         let (at_will, threads) = (Pace::new(None), self.options.writer.workers);
@@ -201,13 +225,9 @@ impl Copier {
             };
             let copied = back.disk(copy, &disk.name)?;
             let copied = Content { disk: copied, keep_going: false, pace: &at_will, cancel };
-            Comparison { original: &original, copy: &copied, compared, cancel }.run(threads).map_err(|e| {
-                e.within(format!(
-                    "disk '{}' of the copy of {} is not the original's",
-                    disk.name,
-                    name(&self.source.repo)
-                ))
-            })?;
+            let comparison = Comparison { original: &original, copy: &copied, compared, cancel };
+            let within = |e: Error| e.within(format!("comparing disk '{}' of {title} with its copy", disk.name));
+            comparison.run(threads).map_err(within)?;
         }
         Ok(())
     }
@@ -228,10 +248,15 @@ impl Copier {
 }
 
 impl<'a> PointCopy<'a> {
-    /// Pins a point of the source, and begins to write. `None` when it was forgotten meanwhile. Nothing is stored yet that counts. The
-    /// destination's index should be in step with its store.
-    pub fn begin(copier: &'a Copier, index: &Arc<Index>, point: &'a Snapshot) -> Result<Option<Self>> {
-        let (source, CopyOptions { writer, identity, now, .. }) = (&copier.source.repo, &copier.options);
+    /// Pins a point of the source, whose points are `points`, and begins to write. `None` when it was forgotten meanwhile. Nothing is stored
+    /// yet that counts. The destination's index should be in step with its store.
+    pub fn begin(
+        copier: &'a Copier,
+        index: &Arc<Index>,
+        point: &'a Snapshot,
+        points: &'a [Snapshot],
+    ) -> Result<Option<Self>> {
+        let (source, CopyOptions { writer, identity, now, .. }) = (&copier.source, &copier.options);
         let gone_is_none = |e: Error| if e.kind() == Kind::NotFound { Ok(None) } else { Err(e) };
         let pin = match source.pin(point, "copy", identity, *now) {
             Err(e) => return gone_is_none(e),
@@ -241,7 +266,7 @@ impl<'a> PointCopy<'a> {
             Err(e) => return gone_is_none(e),
             Ok(claim) => claim,
         };
-        let (base, parent) = copier.base(point).unzip();
+        let (base, parent) = copier.base(point, points).unzip();
         let (to, workload) = (&copier.destination, &point.workload);
         let mut writer = Writer::begin(to, index, workload, parent.cloned(), identity.clone(), *writer, *now)?;
         writer.copy_of(&claim, point.origin(source.keys().repo()));

@@ -12,7 +12,7 @@ use coffer_repo::backend::Backend;
 use coffer_repo::cancel::Cancel;
 use coffer_repo::chunker::{DiskParams, StreamParams};
 use coffer_repo::collector::{self, CollectOptions, CollectProgress, CollectReport};
-use coffer_repo::copy::{Copier, CopyOptions, Made, Outcome, PointCopy, Side};
+use coffer_repo::copy::{Copier, CopyOptions, Made, Outcome, PointCopy};
 use coffer_repo::crypto::Aead;
 use coffer_repo::entropy::{Entropy, Seeded};
 use coffer_repo::index::{Index, IndexOptions, MemoryBudget, SyncReport};
@@ -202,14 +202,19 @@ pub fn copying(now: u64) -> CopyOptions {
 
 /// What copies points of `source` to `destination`.
 pub fn copier(source: &Arc<Repository>, destination: &Arc<Repository>, options: CopyOptions) -> Result<Copier> {
-    let side = |repo: &Arc<Repository>| Ok(Side { repo: Arc::clone(repo), points: repo.points()?.snapshots });
-    Copier::begin(side(source)?, side(destination)?, reader(source)?, options)
+    Copier::begin(source, reader(source)?, destination, destination.points()?.snapshots, options)
 }
 
-/// Copies one point, and compares it if that is wanted. Damage is an error.
-pub fn copy_point(copier: &mut Copier, index: &Arc<Index>, point: &Snapshot, options: &CopyOptions) -> Result<Made> {
+/// Copies one of `points`, and compares it if that is wanted. Damage is an error.
+pub fn copy_point(
+    copier: &mut Copier,
+    index: &Arc<Index>,
+    point: &Snapshot,
+    points: &[Snapshot],
+    options: &CopyOptions,
+) -> Result<Made> {
     let never = Cancel::default();
-    let copy = PointCopy::begin(copier, index, point)?.expect("nobody forgets points meanwhile");
+    let copy = PointCopy::begin(copier, index, point, points)?.expect("nobody forgets points meanwhile");
     let made = match copy.run(&never)? {
         Outcome::Made(made) => *made,
         Outcome::Damaged(e) => return Err(e),
@@ -233,5 +238,5 @@ pub fn copy_all(
     let mut copier = copier(source, destination, options.clone())?;
     let points = source.points()?.snapshots;
     let due = copier.due(&points.iter().collect::<Vec<_>>());
-    due.iter().map(|point| copy_point(&mut copier, index, point, options)).collect()
+    due.into_iter().map(|point| copy_point(&mut copier, index, point, &points, options)).collect()
 }

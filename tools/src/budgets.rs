@@ -1,8 +1,9 @@
-//! How much memory reading may take, as arguments.
+//! How much memory, and how much of a network, reading may take, as arguments.
 //!
 //! Not here: what the memory is for ([`coffer_repo::reader`]).
 
 use coffer_repo::reader::ReaderOptions;
+use std::num::NonZeroU64;
 
 /// The budgets of a reader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::Args)]
@@ -44,6 +45,11 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     };
     let number: u64 = digits.parse().map_err(|_| "not a size such as 64M".to_owned())?;
     number.checked_mul(1 << shift).ok_or_else(|| "more bytes than can be counted".to_owned())
+}
+
+/// Parses a number of bytes a second, which is not zero.
+pub(crate) fn parse_rate(text: &str) -> Result<NonZeroU64, String> {
+    NonZeroU64::new(parse_size(text)?).ok_or_else(|| "at no bytes a second it never ends".to_owned())
 }
 
 #[cfg(test)]

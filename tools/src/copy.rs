@@ -1,7 +1,7 @@
 //! `coffer copy`: points of this repository also become points of another one.
 
 use crate::backup::{self, ATTEMPTS, seal_levels};
-use crate::budgets::parse_size;
+use crate::budgets::parse_rate;
 use crate::context::{Context, choose_all, whole_points};
 use crate::environment;
 use crate::exit::{Failure, Result, describe};
@@ -13,7 +13,7 @@ use crate::store;
 use crate::terminal::{Sample, Unit};
 use coffer_mover::range_list::RangeList;
 use coffer_repo::cancel::Cancel;
-use coffer_repo::copy::{Copier, CopyOptions, Made, Outcome, PointCopy, Side};
+use coffer_repo::copy::{Copier, CopyOptions, Made, Outcome, PointCopy};
 use coffer_repo::index::Index;
 use coffer_repo::point;
 use coffer_repo::reader::ReaderOptions;
@@ -24,7 +24,7 @@ use coffer_repo::writer::WriterOptions;
 use coffer_repo::{Error, Kind};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -80,8 +80,8 @@ pub(crate) struct Arguments {
     verify: bool,
 
     /// Read at most so much a second, as in 100M
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
-    max_rate: Option<u64>,
+    #[arg(long, value_name = "SIZE", value_parser = parse_rate)]
+    max_rate: Option<NonZeroU64>,
 
     /// Compress so hard, from 1 to 19
     #[arg(long, value_name = "LEVEL", default_value_t = 1, value_parser = clap::value_parser!(i32).range(seal_levels()))]
@@ -99,13 +99,15 @@ Interrupted or killed, the same command goes on. Several may copy to one reposit
 struct Run<'a> {
     context: &'a Context,
     copier: Copier,
+    /// All of the source.
+    points: &'a [Snapshot],
     destination: Arc<Repository>,
     /// Of the destination; there while it is not being made again.
     index: Option<Arc<Index>>,
     cancel: Cancel,
     verify: bool,
-    copied: Vec<(Snapshot, Made)>,
-    damaged: Vec<(Snapshot, Error)>,
+    copied: Vec<(&'a Snapshot, Made)>,
+    damaged: Vec<(&'a Snapshot, Error)>,
 }
 
 impl Arguments {
@@ -122,28 +124,35 @@ impl Arguments {
         };
         // Workers are a crowd that reads long stretches: fetching ahead of them would only cost copies.
         let reader = context.reader(&source, ReaderOptions { readahead_bytes: 0, ..ReaderOptions::default() })?;
-        let from = Side { repo: Arc::clone(&source), points: points.clone() };
-        let to = Side { repo: Arc::clone(&destination), points: context.points(&destination)? };
-        let copier = Copier::begin(from, to, reader, self.options(now))?;
+        let there = context.points(&destination)?;
+        let copier = Copier::begin(&source, reader, &destination, there, self.options(now))?;
         let due = copier.due(&wanted);
         if self.dry_run {
             let would = due.iter().map(|point| format!("  {}\n", title(point))).collect::<String>();
             let text = format!("would copy {}; nothing was stored\n{would}", counted(due.len(), wanted.len()));
-            let due: Vec<Value> = due.iter().map(output::snapshot).collect();
+            let due: Vec<Value> = due.into_iter().map(output::snapshot).collect();
             let object =
                 json!({ "dry_run": true, "to": destination.backend().location(), "wanted": wanted.len(), "due": due });
             return context.print(object, &text);
         }
         let began = Instant::now();
-        let (copied, damaged) = (Vec::new(), Vec::new());
-        let (verify, there) = (self.verify, Arc::clone(&destination));
-        let mut run = Run { context, copier, destination: there, index: None, cancel, verify, copied, damaged };
+        let mut run = Run {
+            context,
+            copier,
+            points: &points,
+            destination: Arc::clone(&destination),
+            index: None,
+            cancel,
+            verify: self.verify,
+            copied: Vec::new(),
+            damaged: Vec::new(),
+        };
         run.all(&due)?;
         run.warn(&wanted);
         let protected = run.protect(&source, &wanted)?;
         let took = began.elapsed().as_secs_f64();
         let skipped = wanted.len() - due.len();
-        let text = run.text(&destination.backend().location(), skipped, protected, took);
+        let text = run.text(&destination.backend().location(), (wanted.len(), skipped), protected, took);
         let mut object = run.object(protected);
         object["dry_run"] = false.into();
         object["to"] = destination.backend().location().into();
@@ -192,7 +201,7 @@ impl Arguments {
         CopyOptions {
             keep_going: self.keep_going,
             verify: self.verify,
-            max_rate: self.max_rate,
+            max_rate: self.max_rate.map(NonZeroU64::get),
             writer: WriterOptions { compression_level: self.compression, ..WriterOptions::default() },
             identity: environment::identity(),
             now,
@@ -200,9 +209,9 @@ impl Arguments {
     }
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
     /// Copies everything that is due.
-    fn all(&mut self, due: &[Snapshot]) -> Result<()> {
+    fn all(&mut self, due: &[&'a Snapshot]) -> Result<()> {
         for (number, point) in due.iter().enumerate() {
             let which = match due.len() {
                 1 => String::new(),
@@ -219,19 +228,23 @@ impl Run<'_> {
     }
 
     /// Copies a point, once more when that is overtaken by a collector or by another copy.
-    fn one(&mut self, point: &Snapshot, which: &str) -> Result<()> {
+    fn one(&mut self, point: &'a Snapshot, which: &str) -> Result<()> {
         let terminal = &self.context.terminal;
-        for attempt in 1.. {
+        let mut attempts_left = ATTEMPTS;
+        loop {
+            attempts_left -= 1;
+            self.copier.look_for(point)?;
             if !self.copier.copies(point).is_empty() {
                 terminal.notice(format_args!("{} was copied by somebody else meanwhile", title(point)));
                 return Ok(());
             }
             let index = self.index()?;
-            let Some(copy) = PointCopy::begin(&self.copier, &index, point)? else {
+            let Some(copy) = PointCopy::begin(&self.copier, &index, point, self.points)? else {
                 terminal.notice(format_args!("{} was forgotten meanwhile, and was left out", title(point)));
                 return Ok(());
             };
-            if let Some(warning) = copy.warning() {
+            // Once is enough: it is the store that cannot be written.
+            if let Some(warning) = copy.warning().filter(|_| self.copied.is_empty()) {
                 terminal.notice(warning);
             }
             let (progress, total) = (copy.progress(), Some(point.logical_bytes()));
@@ -239,13 +252,13 @@ impl Run<'_> {
             let sample = || backup::sample(&progress, total);
             match terminal.during(&format!("copying{which}"), Unit::Bytes, &sample, work) {
                 Ok(outcome) => return self.note(point, outcome, which),
-                Err(e) if e.kind() == Kind::Overtaken && attempt < ATTEMPTS => {
+                Err(e) if e.kind() == Kind::Overtaken && attempts_left > 0 => {
                     terminal.notice(format_args!("{}: it is made once more", describe(&e)));
                     self.context.learn(&self.destination, &index)?;
                     self.copier.relist()?;
                 }
                 // What its damage hides may be stored: what was uploaded since is found when it is made again.
-                Err(e) if index.is_damaged() && attempt < ATTEMPTS => {
+                Err(e) if index.is_damaged() && attempts_left > 0 => {
                     terminal.notice(format_args!("{}: the copy is made once more", describe(&e)));
                     drop(index);
                     self.index = None;
@@ -253,7 +266,6 @@ impl Run<'_> {
                 Err(e) => return Err(e.into()),
             }
         }
-        Ok(())
     }
 
     /// The destination's index, in step with it.
@@ -267,7 +279,7 @@ impl Run<'_> {
     }
 
     /// Takes note of what came of a point, and compares it, if that is wanted.
-    fn note(&mut self, point: &Snapshot, outcome: Outcome, which: &str) -> Result<()> {
+    fn note(&mut self, point: &'a Snapshot, outcome: Outcome, which: &str) -> Result<()> {
         let terminal = &self.context.terminal;
         let made = match outcome {
             Outcome::Made(made) => *made,
@@ -278,7 +290,7 @@ impl Run<'_> {
                     title(point),
                     describe(&e)
                 ));
-                self.damaged.push((point.clone(), e));
+                self.damaged.push((point, e));
                 return Ok(());
             }
         };
@@ -293,7 +305,7 @@ impl Run<'_> {
             let work = || self.copier.compare(point, &made.snapshot, &compared, &self.cancel);
             terminal.during(&format!("comparing{which}"), Unit::Bytes, &sample, work)?;
         }
-        self.copied.push((point.clone(), made));
+        self.copied.push((point, made));
         Ok(())
     }
 
@@ -364,12 +376,12 @@ impl Run<'_> {
         })
     }
 
-    fn text(&self, to: &str, skipped: usize, protected: usize, took: f64) -> String {
+    fn text(&self, to: &str, (wanted, skipped): (usize, usize), protected: usize, took: f64) -> String {
         let mut text = String::new();
         for (point, made) in &self.copied {
             text += &format!("{} is {} there\n", title(point), short(made.snapshot.id()));
         }
-        let points = counted(self.copied.len(), self.copied.len() + self.damaged.len() + skipped);
+        let points = counted(self.copied.len(), wanted);
         text += &format!("copied {points} to {to} in {took:.1} s, {skipped} were there already\n");
         if !self.copied.is_empty() {
             let compared = if self.verify { "; all was read back and found right" } else { "" };

@@ -269,6 +269,20 @@ mod tests {
     }
 
     #[test]
+    fn the_destination_of_copies_has_variables_of_its_own() {
+        let environment = |password: Option<&str>, key: Option<&str>| Environment {
+            to_password_file: password.map(PathBuf::from),
+            to_key_file: key.map(PathBuf::from),
+            ..Environment::default()
+        };
+        let resolve = |environment| Settings::resolve(&Globals::default(), environment);
+        assert_eq!(resolve(environment(None, None)).unwrap().to_opener, None);
+        let named = resolve(environment(None, Some("/k"))).unwrap();
+        assert_eq!((named.opener, named.to_opener), (Opener::Question, Some(Opener::KeyFile("/k".into()))));
+        assert!(matches!(resolve(environment(Some("/p"), Some("/k"))), Err(Failure::WrongUse(_))));
+    }
+
+    #[test]
     fn nothing_said_is_a_question_and_a_contradiction_is_refused() {
         let nothing = Settings::resolve(&Globals::default(), Environment::default()).unwrap();
         assert_eq!(nothing.opener, Opener::Question);

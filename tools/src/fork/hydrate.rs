@@ -1,7 +1,7 @@
 //! `coffer fork hydrate`: a fork becomes an ordinary disk somewhere else.
 
 use super::on_fork;
-use crate::budgets::parse_size;
+use crate::budgets::parse_rate;
 use crate::context::Context;
 use crate::exit::Result;
 use crate::output::{self, size};
@@ -72,10 +72,6 @@ fn plan(wish: &HydrationWish) -> Result<HydrationPlan> {
         restart: wish.restart,
         keep_going: wish.keep_going,
     })
-}
-
-fn parse_rate(text: &str) -> Result<NonZeroU64, String> {
-    NonZeroU64::new(parse_size(text)?).ok_or_else(|| "at no bytes a second it never ends".to_owned())
 }
 
 /// A fork that was handed over.
