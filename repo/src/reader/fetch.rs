@@ -7,7 +7,7 @@
 use crate::cache::Weighed;
 use crate::detour::Detours;
 use crate::disk_map::{Hint, LeafContent, LeafEntry};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::id::{ChunkId, PackUid};
 use crate::location::{Location, PackKind, Stored};
 use crate::nodes::missing_is_corrupt;
@@ -18,12 +18,14 @@ use quick_cache::sync::{Cache, GuardResult, PlaceholderGuard};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How many data packs' keys are kept: unwrapping one costs a GET and about 100 microseconds.
 const OPEN_PACKS: usize = 4096;
 /// Stored bytes of one GET, at most: long enough to amortise it, short enough that a long read is shared among threads.
-const RUN: u64 = 256 << 10;
+pub(super) const RUN: u64 = 256 << 10;
+/// The same for what is fetched ahead from a store that is far away.
+pub(super) const LONG_RUN: u64 = 1 << 20;
 
 /// A chunk that is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,14 +46,14 @@ impl Want {
     }
 }
 
-/// Splits wants into runs that lie end to end in one pack.
-pub(crate) fn runs(wants: &[Want]) -> Vec<Range<usize>> {
+/// Splits wants into runs that lie end to end in one pack and have `longest` bytes at most, or are one frame.
+pub(super) fn runs(wants: &[Want], longest: u64) -> Vec<Range<usize>> {
     let mut runs: Vec<Range<usize>> = Vec::new();
     let (mut bytes, mut next) = (0, None);
     for (i, want) in wants.iter().enumerate() {
         let len = u64::from(want.at.stored_len);
         match runs.last_mut() {
-            Some(run) if next == Some((want.at.pack, u64::from(want.at.offset))) && bytes + len <= RUN => {
+            Some(run) if next == Some((want.at.pack, u64::from(want.at.offset))) && bytes + len <= longest => {
                 run.end = i + 1;
                 bytes += len;
             }
@@ -69,11 +71,26 @@ pub(crate) fn runs(wants: &[Want]) -> Vec<Range<usize>> {
 pub(crate) struct Scratch {
     sealed: Vec<u8>,
     decompressor: Decompressor,
+    /// How long it waited for the store.
+    waited: Duration,
 }
 
 impl Scratch {
     pub(crate) fn new() -> Result<Self> {
-        Ok(Scratch { sealed: Vec::new(), decompressor: Decompressor::new()? })
+        Ok(Scratch { sealed: Vec::new(), decompressor: Decompressor::new()?, waited: Duration::ZERO })
+    }
+
+    /// What `wait`, which waits for the store, gives.
+    pub(super) fn waiting<T>(&mut self, wait: impl FnOnce() -> T) -> T {
+        let begun = Instant::now();
+        let got = wait();
+        self.waited += begun.elapsed();
+        got
+    }
+
+    /// How long it waited for the store since it was asked last.
+    pub(super) fn take_waited(&mut self) -> Duration {
+        std::mem::take(&mut self.waited)
     }
 }
 
@@ -126,7 +143,8 @@ impl Fetcher {
         }
         let taken: Vec<Want> = ours.iter().map(|(want, _)| self.where_now(want)).collect();
         let mut ours = ours.into_iter();
-        for run in runs(&taken) {
+        // Whoever asks for more than a run of the usual length wants it in one.
+        for run in runs(&taken, LONG_RUN) {
             let got = self.read_run(taken.get(run).unwrap_or_default(), scratch);
             for (chunk, (want, guard)) in got.into_iter().zip(&mut ours) {
                 let chunk = chunk.or_else(|e| self.read_instead(&want, e, scratch));
@@ -163,7 +181,7 @@ impl Fetcher {
         let taken: Vec<Want> = wants.iter().map(|want| self.where_now(want)).collect();
         let mut places = places.iter_mut();
         let mut done = Vec::with_capacity(wants.len());
-        for run in runs(&taken) {
+        for run in runs(&taken, RUN) {
             let (run, places) = (taken.get(run.clone()).unwrap_or_default(), places.by_ref().take(run.len()));
             match self.read_sealed(run, scratch) {
                 Ok(pack) => {
@@ -190,8 +208,16 @@ impl Fetcher {
         self.read_one(&self.where_now(want), scratch).or_else(|e| self.read_instead(want, e, scratch))
     }
 
-    /// The chunk from elsewhere, since where it was looked for it failed with `e`.
+    /// The chunk from elsewhere, since where it was looked for it failed with `e`: from the store itself, if what failed was a
+    /// nearer copy, else from where it lies as well.
     fn read_instead(&self, want: &Want, e: Error, scratch: &mut Scratch) -> Result<Chunk> {
+        let here = self.where_now(want);
+        let name = crate::pack::name(PackKind::Data, here.at.pack);
+        let is_doubted = e.kind() == Kind::Corrupt
+            && self.repo.backend().doubt(&name, u64::from(here.at.offset), u64::from(here.at.stored_len));
+        if is_doubted && let Ok(chunk) = self.read_one(&here, scratch) {
+            return Ok(chunk);
+        }
         let open = &mut |pack: &OpenPack, at: &Location, sealed: &mut [u8]| {
             self.open(pack, &Want { id: want.id, at: *at }, sealed, &mut scratch.decompressor)
         };
@@ -239,23 +265,23 @@ impl Fetcher {
         if run.iter().any(|w| w.at.raw_len > max || w.at.stored_len > max + 16) {
             return Err(Error::corrupt(format!("a chunk longer than {max} bytes")));
         }
-        let pack = match self.packs.get(&uid) {
-            Some(pack) => pack,
-            None => {
-                let pack = Arc::new(self.repo.open_pack(PackKind::Data, uid)?);
-                self.packs.insert(uid, Arc::clone(&pack));
-                pack
-            }
-        };
+        let pack = scratch.waiting(|| self.pack(uid))?;
         let len = usize::try_from(last.at.end() - u64::from(first.at.offset)).unwrap_or(usize::MAX);
         // Grown once and kept: what lies beyond the run is old bytes that nobody looks at.
         if scratch.sealed.len() < len {
             scratch.sealed.resize(len, 0);
         }
+        let begun = Instant::now();
         let sealed = scratch.sealed.get_mut(..len).unwrap_or_default();
         let name = crate::pack::name(PackKind::Data, uid);
-        self.repo.backend().get_range(&name, u64::from(first.at.offset), sealed)?;
-        Ok(pack)
+        let got = self.repo.backend().get_range(&name, u64::from(first.at.offset), sealed);
+        scratch.waited += begun.elapsed();
+        got.map(|()| pack)
+    }
+
+    /// A pack that is open; several that need it at once open it once.
+    pub(super) fn pack(&self, uid: PackUid) -> Result<Arc<OpenPack>> {
+        self.packs.get_or_insert_with(&uid, || self.repo.open_pack(PackKind::Data, uid).map(Arc::new))
     }
 }
 
@@ -266,7 +292,7 @@ fn open_frames<T>(
     scratch: &mut Scratch,
     mut open: impl FnMut(&OpenPack, &Want, &mut [u8], &mut Decompressor) -> Result<T>,
 ) -> Vec<Result<T>> {
-    let Scratch { sealed, decompressor } = scratch;
+    let Scratch { sealed, decompressor, .. } = scratch;
     let mut rest = sealed.as_mut_slice();
     let mut next = |want: &Want| {
         let (frame, after) = std::mem::take(&mut rest)
