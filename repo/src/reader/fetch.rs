@@ -22,6 +22,8 @@ use std::time::{Duration, Instant};
 
 /// How many data packs' keys are kept: unwrapping one costs a GET and about 100 microseconds.
 const OPEN_PACKS: usize = 4096;
+/// How long a thread waits for another one that opens the pack which it needs, too.
+const TOGETHER: Duration = Duration::from_secs(1);
 /// Stored bytes of one GET, at most: long enough to amortise it, short enough that a long read is shared among threads.
 pub(super) const RUN: u64 = 256 << 10;
 /// The same for what is fetched ahead from a store that is far away.
@@ -279,9 +281,18 @@ impl Fetcher {
         got.map(|()| pack)
     }
 
-    /// A pack that is open; several that need it at once open it once.
+    /// A pack that is open. Several that need it at once open it once, unless that takes so long that they had better try, and
+    /// perhaps fail, side by side.
     pub(super) fn pack(&self, uid: PackUid) -> Result<Arc<OpenPack>> {
-        self.packs.get_or_insert_with(&uid, || self.repo.open_pack(PackKind::Data, uid).map(Arc::new))
+        let open = || self.repo.open_pack(PackKind::Data, uid).map(Arc::new);
+        match self.packs.get_value_or_guard(&uid, Some(TOGETHER)) {
+            GuardResult::Value(pack) => Ok(pack),
+            GuardResult::Guard(guard) => open().inspect(|pack| {
+                // The guard may have lost its place to an eviction; the pack is handed out all the same.
+                let _ = guard.insert(Arc::clone(pack));
+            }),
+            GuardResult::Timeout => open(),
+        }
     }
 }
 
