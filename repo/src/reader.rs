@@ -12,7 +12,7 @@
 //!
 //! Not here: the index, which reading does not need. What holds: a frame is authenticated and a chunk's id checked before its
 //! bytes are used for the first time; damage is an error that names object, offset, disk and range, and never zeroes; memory is
-//! the cache budget plus the readahead budget plus what callers hold. No lock is held over I/O.
+//! the cache budget plus the readahead budget plus what callers hold, and a run of frames for each thread (1 MiB at most). No lock is held over I/O.
 
 mod fetch;
 mod pool;
@@ -22,12 +22,13 @@ mod straight;
 pub use crate::detour::Remedy;
 use crate::disk_map::{Geometry, Leaf, LeafContent, LeafEntry};
 use crate::error::{Error, Kind, Result};
+use crate::id::PackUid;
 use crate::nodes::{Nodes, Root};
 use crate::repository::Repository;
 use crate::snapshot::Snapshot;
 pub(crate) use fetch::Want;
 use fetch::{Chunk, Fetcher};
-use readahead::Streams;
+use readahead::{Read, Streams};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -38,15 +39,33 @@ pub struct ReaderOptions {
     pub cache_bytes: u64,
     /// Bytes that may be on their way ahead of sequential readers, for all of them together.
     pub readahead_bytes: u64,
-    /// Threads that fetch ahead and help with long reads.
+    /// Threads that fetch ahead and help with long reads. While they mostly wait for the store there are more: as many as the
+    /// readahead has pieces of a MiB, or eight times as many. One stays alone.
     pub threads: usize,
 }
+
+/// Packs of a window that are opened before its chunks are fetched.
+const PREPARED: usize = 4;
+/// Threads that wait for a store, for each one that works, at most.
+const WAITING: usize = 8;
+/// Threads of a reader, however large its budgets are.
+const MOST_THREADS: usize = 256;
 
 impl Default for ReaderOptions {
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(2, 16);
         ReaderOptions { cache_bytes: 64 << 20, readahead_bytes: 16 << 20, threads }
     }
+}
+
+/// How many threads fetch.
+fn pool_size(options: &ReaderOptions) -> pool::Size {
+    let ahead = usize::try_from(options.readahead_bytes / readahead::PIECE).unwrap_or(usize::MAX);
+    let most = match options.threads {
+        0 | 1 => 1,
+        least => least.saturating_mul(WAITING).max(ahead).min(MOST_THREADS),
+    };
+    pool::Size { least: options.threads, most }
 }
 
 /// Bytes of decoded nodes kept beside the chunks.
@@ -118,7 +137,7 @@ impl Reader {
             crowd: straight::Crowd::new(options.threads),
             fetcher: Fetcher::new(repo, options.cache_bytes, Arc::clone(nodes.detours()))?,
             nodes,
-            pool: pool::Pool::start(options.threads)?,
+            pool: pool::Pool::start(pool_size(&options))?,
             readahead: readahead::Budget::new(options.readahead_bytes),
         }))
     }
@@ -161,14 +180,17 @@ impl DiskReader {
     /// Fills `out` from byte `offset` on. Ranges beyond the disk are `Invalid`.
     pub fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<()> {
         self.check(offset, out.len())?;
+        let mut read = Read { offset, len: out.len() as u64, has_waited: false };
         if self.copy_cached(offset, out)? {
-            self.read_ahead(offset, out.len());
+            self.read_ahead(read);
             return Ok(());
         }
         let place = self.reader.crowd.enter();
-        let is_straight = place.is_straight(out.len());
+        // From far away fetching ahead gains more than copies cost.
+        let is_straight = place.is_straight(out.len()) && !self.reader.pool.is_far();
         if !is_straight {
-            self.read_ahead(offset, out.len());
+            read.has_waited = true;
+            self.read_ahead(read);
         }
         let mut parts = self.reader.parts(&self.map, offset, out, true)?.unwrap_or_default();
         if is_straight {
@@ -188,7 +210,7 @@ impl DiskReader {
         self.check(offset, out.len())?;
         let done = self.copy_cached(offset, out)?;
         if done {
-            self.read_ahead(offset, out.len());
+            self.read_ahead(Read { offset, len: out.len() as u64, has_waited: false });
         }
         Ok(done)
     }
@@ -311,8 +333,8 @@ impl DiskReader {
         Ok(true)
     }
 
-    fn read_ahead(&self, offset: u64, len: usize) {
-        if let Some(range) = self.streams.advance(offset, len as u64, self.map.size) {
+    fn read_ahead(&self, read: Read) {
+        if let Some(range) = self.streams.advance(read, self.map.size, self.reader.readahead.window()) {
             let taken = self.reader.fetch_ahead(&self.map, range.clone());
             self.streams.fetched_to(range.start, taken);
         }
@@ -365,7 +387,7 @@ impl Reader {
 
     /// Fetches chunks: the first run of neighbours in the caller's thread, the others in the pool meanwhile.
     fn fetch_all(self: &Arc<Self>, wants: &[Want]) -> Vec<Result<Chunk>> {
-        let runs = fetch::runs(wants);
+        let runs = fetch::runs(wants, fetch::RUN);
         let (first, others) = match runs.split_first() {
             Some((first, others)) => (first, others),
             None => return Vec::new(),
@@ -387,6 +409,11 @@ impl Reader {
 
     /// Hands stretches of `range` to the pool while the budget lasts; returns the end of what was handed out.
     fn fetch_ahead(self: &Arc<Self>, map: &Arc<Map>, range: Range<u64>) -> u64 {
+        let (first, last) = (range.start / self.geometry.window, range.end.saturating_sub(1) / self.geometry.window);
+        if self.pool.is_far() && (first < last || range.start.is_multiple_of(self.geometry.window)) {
+            let (reader, map) = (Arc::clone(self), Arc::clone(map));
+            self.pool.tell(move |scratch| drop(reader.prepare(&map, last + 1, scratch)));
+        }
         let mut at = range.start;
         while at < range.end {
             let end = (at - at % readahead::PIECE + readahead::PIECE).min(range.end);
@@ -405,19 +432,30 @@ impl Reader {
         at
     }
 
+    /// Fetches what it takes before the chunks of a window can be: its leaf, and the keys of the packs it begins with. From far away
+    /// each of them would stop a stream that fetches it when it gets there.
+    fn prepare(&self, map: &Map, window: u64, scratch: &mut fetch::Scratch) -> Result<()> {
+        let Some(found) = scratch.waiting(|| self.nodes.leaf(&map.root, window))? else { return Ok(()) };
+        let mut packs: Vec<PackUid> =
+            found.leaf()?.entries.iter().filter_map(Want::of).map(|want| want.at.pack).collect();
+        packs.dedup();
+        packs.into_iter().take(PREPARED).try_for_each(|pack| scratch.waiting(|| self.fetcher.pack(pack)).map(drop))
+    }
+
     fn fetch_piece(&self, map: &Map, piece: Range<u64>, scratch: &mut fetch::Scratch) -> Result<()> {
         let mut at = piece.start;
         while at < piece.end {
             let window = at / self.geometry.window;
             let base = window * self.geometry.window;
             let window_end = base.saturating_add(self.geometry.window).min(piece.end);
-            if let Some(found) = self.nodes.leaf(&map.root, window)? {
+            if let Some(found) = scratch.waiting(|| self.nodes.leaf(&map.root, window))? {
                 let leaf = found.leaf()?;
                 let entries = leaf.entries.get(leaf.first_after(at - base)..).unwrap_or_default();
                 let within = entries.iter().take_while(|e| base + e.start_bytes() < window_end);
                 let wants: Vec<Want> =
                     within.filter_map(Want::of).filter(|w| self.fetcher.cached(w).is_none()).collect();
-                for run in fetch::runs(&wants) {
+                let longest = if self.pool.is_far() { fetch::LONG_RUN } else { fetch::RUN };
+                for run in fetch::runs(&wants, longest) {
                     for chunk in self.fetcher.fetch(wants.get(run).unwrap_or_default(), scratch) {
                         chunk?;
                     }

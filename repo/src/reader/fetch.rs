@@ -7,7 +7,7 @@
 use crate::cache::Weighed;
 use crate::detour::Detours;
 use crate::disk_map::{Hint, LeafContent, LeafEntry};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::id::{ChunkId, PackUid};
 use crate::location::{Location, PackKind, Stored};
 use crate::nodes::missing_is_corrupt;
@@ -18,12 +18,16 @@ use quick_cache::sync::{Cache, GuardResult, PlaceholderGuard};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How many data packs' keys are kept: unwrapping one costs a GET and about 100 microseconds.
 const OPEN_PACKS: usize = 4096;
+/// How long a thread waits for another one that opens the pack which it needs, too.
+const TOGETHER: Duration = Duration::from_secs(1);
 /// Stored bytes of one GET, at most: long enough to amortise it, short enough that a long read is shared among threads.
-const RUN: u64 = 256 << 10;
+pub(super) const RUN: u64 = 256 << 10;
+/// The same for what is fetched ahead from a store that is far away.
+pub(super) const LONG_RUN: u64 = 1 << 20;
 /// Of a pack that is not open yet so much is read from its beginning on, header and frames in one GET: less time than two take.
 const HEAD: u64 = 256 << 10;
 
@@ -46,14 +50,14 @@ impl Want {
     }
 }
 
-/// Splits wants into runs that lie end to end in one pack.
-pub(crate) fn runs(wants: &[Want]) -> Vec<Range<usize>> {
+/// Splits wants into runs that lie end to end in one pack and have `longest` bytes at most, or are one frame.
+pub(super) fn runs(wants: &[Want], longest: u64) -> Vec<Range<usize>> {
     let mut runs: Vec<Range<usize>> = Vec::new();
     let (mut bytes, mut next) = (0, None);
     for (i, want) in wants.iter().enumerate() {
         let len = u64::from(want.at.stored_len);
         match runs.last_mut() {
-            Some(run) if next == Some((want.at.pack, u64::from(want.at.offset))) && bytes + len <= RUN => {
+            Some(run) if next == Some((want.at.pack, u64::from(want.at.offset))) && bytes + len <= longest => {
                 run.end = i + 1;
                 bytes += len;
             }
@@ -71,11 +75,26 @@ pub(crate) fn runs(wants: &[Want]) -> Vec<Range<usize>> {
 pub(crate) struct Scratch {
     sealed: Vec<u8>,
     decompressor: Decompressor,
+    /// How long it waited for the store.
+    waited: Duration,
 }
 
 impl Scratch {
     pub(crate) fn new() -> Result<Self> {
-        Ok(Scratch { sealed: Vec::new(), decompressor: Decompressor::new()? })
+        Ok(Scratch { sealed: Vec::new(), decompressor: Decompressor::new()?, waited: Duration::ZERO })
+    }
+
+    /// What `wait`, which waits for the store, gives.
+    pub(super) fn waiting<T>(&mut self, wait: impl FnOnce() -> T) -> T {
+        let begun = Instant::now();
+        let got = wait();
+        self.waited += begun.elapsed();
+        got
+    }
+
+    /// How long it waited for the store since it was asked last.
+    pub(super) fn take_waited(&mut self) -> Duration {
+        std::mem::take(&mut self.waited)
     }
 }
 
@@ -128,7 +147,8 @@ impl Fetcher {
         }
         let taken: Vec<Want> = ours.iter().map(|(want, _)| self.where_now(want)).collect();
         let mut ours = ours.into_iter();
-        for run in runs(&taken) {
+        // Whoever asks for more than a run of the usual length wants it in one.
+        for run in runs(&taken, LONG_RUN) {
             let got = self.read_run(taken.get(run).unwrap_or_default(), scratch);
             for (chunk, (want, guard)) in got.into_iter().zip(&mut ours) {
                 let chunk = chunk.or_else(|e| self.read_instead(&want, e, scratch));
@@ -165,7 +185,7 @@ impl Fetcher {
         let taken: Vec<Want> = wants.iter().map(|want| self.where_now(want)).collect();
         let mut places = places.iter_mut();
         let mut done = Vec::with_capacity(wants.len());
-        for run in runs(&taken) {
+        for run in runs(&taken, RUN) {
             let (run, places) = (taken.get(run.clone()).unwrap_or_default(), places.by_ref().take(run.len()));
             match self.read_sealed(run, scratch) {
                 Ok(pack) => {
@@ -192,8 +212,16 @@ impl Fetcher {
         self.read_one(&self.where_now(want), scratch).or_else(|e| self.read_instead(want, e, scratch))
     }
 
-    /// The chunk from elsewhere, since where it was looked for it failed with `e`.
+    /// The chunk from elsewhere, since where it was looked for it failed with `e`: from the store itself, if what failed was a
+    /// nearer copy, else from where it lies as well.
     fn read_instead(&self, want: &Want, e: Error, scratch: &mut Scratch) -> Result<Chunk> {
+        let here = self.where_now(want);
+        let name = crate::pack::name(PackKind::Data, here.at.pack);
+        let is_doubted = e.kind() == Kind::Corrupt
+            && self.repo.backend().doubt(&name, u64::from(here.at.offset), u64::from(here.at.stored_len));
+        if is_doubted && let Ok(chunk) = self.read_one(&here, scratch) {
+            return Ok(chunk);
+        }
         let open = &mut |pack: &OpenPack, at: &Location, sealed: &mut [u8]| {
             self.open(pack, &Want { id: want.id, at: *at }, sealed, &mut scratch.decompressor)
         };
@@ -242,32 +270,55 @@ impl Fetcher {
             return Err(Error::corrupt(format!("a chunk longer than {max} bytes")));
         }
         let name = crate::pack::name(PackKind::Data, uid);
-        let len = usize::try_from(last.at.end() - u64::from(first.at.offset)).unwrap_or(usize::MAX);
-        let pack = match self.packs.get(&uid) {
-            Some(pack) => pack,
-            None if last.at.end() <= HEAD => {
-                let from = first.at.offset as usize;
-                scratch.sealed.resize(scratch.sealed.len().max(from + len), 0);
-                let head = scratch.sealed.get_mut(..from + len).unwrap_or_default();
-                self.repo.backend().get_range(&name, 0, head)?;
-                let pack = Arc::new(self.repo.open_pack_of(PackKind::Data, uid, head)?);
-                self.packs.insert(uid, Arc::clone(&pack));
-                head.copy_within(from.., 0);
-                return Ok(pack);
+        let (start, end) = (u64::from(first.at.offset), last.at.end());
+        let len = usize::try_from(end - start).unwrap_or(usize::MAX);
+        let begun = Instant::now();
+        let mut is_here = false;
+        let opened = self.open_once(uid, || {
+            if end > HEAD {
+                return self.repo.open_pack(PackKind::Data, uid);
             }
-            None => {
-                let pack = Arc::new(self.repo.open_pack(PackKind::Data, uid)?);
-                self.packs.insert(uid, Arc::clone(&pack));
-                pack
-            }
-        };
+            let from = first.at.offset as usize;
+            scratch.sealed.resize(scratch.sealed.len().max(from + len), 0);
+            let head = scratch.sealed.get_mut(..from + len).unwrap_or_default();
+            self.repo.backend().get_range(&name, 0, head)?;
+            let pack = self.repo.open_pack_of(PackKind::Data, uid, head)?;
+            head.copy_within(from.., 0);
+            is_here = true;
+            Ok(pack)
+        });
+        scratch.waited += begun.elapsed();
+        let pack = opened?;
+        if is_here {
+            return Ok(pack);
+        }
         // Grown once and kept: what lies beyond the run is old bytes that nobody looks at.
         if scratch.sealed.len() < len {
             scratch.sealed.resize(len, 0);
         }
+        let begun = Instant::now();
         let sealed = scratch.sealed.get_mut(..len).unwrap_or_default();
-        self.repo.backend().get_range(&name, u64::from(first.at.offset), sealed)?;
-        Ok(pack)
+        let got = self.repo.backend().get_range(&name, start, sealed);
+        scratch.waited += begun.elapsed();
+        got.map(|()| pack)
+    }
+
+    /// A pack that is open.
+    pub(super) fn pack(&self, uid: PackUid) -> Result<Arc<OpenPack>> {
+        self.open_once(uid, || self.repo.open_pack(PackKind::Data, uid))
+    }
+
+    /// A pack that is open. Several that need it at once open it once, unless that takes so long that they had better try, and
+    /// perhaps fail, side by side.
+    fn open_once(&self, uid: PackUid, open: impl FnOnce() -> Result<OpenPack>) -> Result<Arc<OpenPack>> {
+        match self.packs.get_value_or_guard(&uid, Some(TOGETHER)) {
+            GuardResult::Value(pack) => Ok(pack),
+            GuardResult::Guard(guard) => open().map(Arc::new).inspect(|pack| {
+                // The guard may have lost its place to an eviction; the pack is handed out all the same.
+                let _ = guard.insert(Arc::clone(pack));
+            }),
+            GuardResult::Timeout => open().map(Arc::new),
+        }
     }
 }
 
@@ -278,7 +329,7 @@ fn open_frames<T>(
     scratch: &mut Scratch,
     mut open: impl FnMut(&OpenPack, &Want, &mut [u8], &mut Decompressor) -> Result<T>,
 ) -> Vec<Result<T>> {
-    let Scratch { sealed, decompressor } = scratch;
+    let Scratch { sealed, decompressor, .. } = scratch;
     let mut rest = sealed.as_mut_slice();
     let mut next = |want: &Want| {
         let (frame, after) = std::mem::take(&mut rest)

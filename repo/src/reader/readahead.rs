@@ -11,8 +11,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub(super) const PIECE: u64 = 1 << 20;
 /// First window of a stream that turned out sequential.
 const FIRST: u64 = 1 << 20;
-/// Largest window of a stream.
-const LAST: u64 = 8 << 20;
 /// How far a read may lie from where its stream ended, either way: kernels and parallel clients reorder.
 const TOLERANCE: u64 = 1 << 20;
 /// Streams that one disk is watched for.
@@ -35,6 +33,11 @@ impl Budget {
         Budget { most, taken: Arc::default() }
     }
 
+    /// Largest window of a stream: half of the budget, so that one reader never leaves nothing to the others.
+    pub(super) fn window(&self) -> u64 {
+        (self.most / 2).max(FIRST)
+    }
+
     pub(super) fn take(&self, bytes: u64) -> Option<Ticket> {
         let fits = |taken: u64| taken.checked_add(bytes).filter(|sum| *sum <= self.most);
         self.taken.fetch_update(Relaxed, Relaxed, fits).ok()?;
@@ -46,6 +49,17 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         self.taken.fetch_sub(self.bytes, Relaxed);
     }
+}
+
+/// A read, as far as it tells what comes next.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Read {
+    /// In bytes of the disk.
+    pub(super) offset: u64,
+    /// In bytes.
+    pub(super) len: u64,
+    /// Whether something had to be fetched for it: then not enough was fetched ahead.
+    pub(super) has_waited: bool,
 }
 
 /// The readers of one disk, as far as they can be told apart.
@@ -63,8 +77,11 @@ struct Stream {
 }
 
 impl Streams {
-    /// Takes note of a read; the range to fetch ahead of it, if any.
-    pub(super) fn advance(&self, offset: u64, len: u64, size: u64) -> Option<Range<u64>> {
+    /// Takes note of a read of a disk of `size` bytes; the range to fetch ahead of it, if any. A stream's window is doubled, up to
+    /// `most`, whenever its reader had to wait: so it comes to hold what the reader reads while a fetch takes its time, whether
+    /// the store is far away or the reader fast.
+    pub(super) fn advance(&self, read: Read, size: u64, most: u64) -> Option<Range<u64>> {
+        let Read { offset, len, has_waited } = read;
         let mut streams = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let end = offset.saturating_add(len);
         let near = |s: &Stream| match s.window {
@@ -80,14 +97,17 @@ impl Streams {
         streams.get_mut(..=i)?.rotate_right(1);
         let stream = streams.first_mut()?;
         stream.next = stream.next.max(end);
+        let is_new = stream.window == 0;
+        if is_new || has_waited {
+            stream.window = (stream.window * 2).clamp(FIRST, most.max(FIRST));
+        }
         // Ask again only when half of the window was used, so that pieces stay large.
-        let target = stream.next.saturating_add(stream.window.max(FIRST)).min(size);
+        let target = stream.next.saturating_add(stream.window);
         let start = stream.ahead.max(end);
-        if stream.window > 0 && start.saturating_add(stream.window / 2) > target {
+        if !is_new && start.saturating_add(stream.window / 2) > target {
             return None;
         }
-        stream.window = (stream.window * 2).clamp(FIRST, LAST);
-        let target = stream.next.saturating_add(stream.window).min(size);
+        let target = target.min(size);
         (start < target).then_some(start..target)
     }
 
@@ -95,7 +115,7 @@ impl Streams {
     pub(super) fn fetched_to(&self, start: u64, to: u64) {
         let mut streams = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(stream) =
-            streams.iter_mut().find(|s| s.ahead.max(s.next) >= start && s.next.saturating_sub(LAST) <= start)
+            streams.iter_mut().find(|s| s.ahead.max(s.next) >= start && s.next.saturating_sub(s.window) <= start)
         {
             stream.ahead = stream.ahead.max(to);
         }
@@ -107,6 +127,12 @@ mod tests {
     use super::*;
 
     const SIZE: u64 = 1 << 30;
+    const MOST: u64 = 8 << 20;
+
+    /// Reads, and waits for it.
+    fn read(streams: &Streams, offset: u64, len: u64) -> Option<Range<u64>> {
+        streams.advance(Read { offset, len, has_waited: true }, SIZE, MOST)
+    }
 
     #[test]
     fn a_sequential_reader_is_kept_ahead_of() {
@@ -117,8 +143,8 @@ mod tests {
             if i > 64 {
                 assert!(ahead > offset, "read {i} was not fetched ahead");
             }
-            if let Some(range) = streams.advance(offset, 65_536, SIZE) {
-                assert!(range.start >= ahead && range.end <= SIZE && range.end - range.start <= LAST, "{range:?}");
+            if let Some(range) = read(&streams, offset, 65_536) {
+                assert!(range.start >= ahead && range.end <= SIZE && range.end - range.start <= MOST, "{range:?}");
                 ahead = range.end;
                 streams.fetched_to(range.start, range.end);
             }
@@ -132,7 +158,7 @@ mod tests {
         for _ in 0..10_000 {
             at = at.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let offset = (at >> 34) << 12;
-            asked += streams.advance(offset % SIZE, 4096, SIZE).map_or(0, |range| range.end - range.start);
+            asked += read(&streams, offset % SIZE, 4096).map_or(0, |range| range.end - range.start);
         }
         assert!(streams.0.lock().unwrap().len() <= STREAMS);
         // Reads next to each other by chance may look like a stream now and then: 40 MiB were read.
@@ -146,7 +172,7 @@ mod tests {
         for i in 0..200u64 {
             for (k, asked) in asked.iter_mut().enumerate() {
                 let base = k as u64 * (100 << 20);
-                if let Some(range) = streams.advance(base + i * 4096, 4096, SIZE) {
+                if let Some(range) = read(&streams, base + i * 4096, 4096) {
                     streams.fetched_to(range.start, range.end);
                     *asked += range.end - range.start;
                 }
@@ -162,5 +188,40 @@ mod tests {
         assert_eq!(tickets.len(), 3);
         drop(tickets);
         assert!(budget.take(3 * PIECE).is_some());
+    }
+
+    #[test]
+    fn the_window_grows_while_the_reader_waits_and_no_longer() {
+        let streams = Streams::default();
+        let mut ahead = 0;
+        let mut window = |i: u64, has_waited: bool| {
+            let read = Read { offset: i * PIECE, len: PIECE, has_waited };
+            if let Some(range) = streams.advance(read, SIZE, MOST) {
+                streams.fetched_to(range.start, range.end);
+                ahead = range.end;
+            }
+            ahead.saturating_sub((i + 1) * PIECE)
+        };
+        let waiting: Vec<u64> = (0..6).map(|i| window(i, true)).collect();
+        assert_eq!(waiting, [0, FIRST, 2 * FIRST, 4 * FIRST, MOST, MOST - PIECE]);
+        assert!((6..100).all(|i| (MOST / 2..=MOST).contains(&window(i, false))));
+        let calm = Streams::default();
+        let far =
+            (0..100).filter_map(|i| calm.advance(Read { offset: i * 4096, len: 4096, has_waited: false }, SIZE, MOST));
+        assert!(far.map(|range| range.end - range.start).max() <= Some(FIRST));
+    }
+
+    #[test]
+    fn the_end_of_a_disk_is_fetched_ahead_too() {
+        let streams = Streams::default();
+        let size = 10 * PIECE + 5000;
+        let mut ahead = 0;
+        for i in 0..10 {
+            if let Some(range) = streams.advance(Read { offset: i * PIECE, len: PIECE, has_waited: true }, size, MOST) {
+                streams.fetched_to(range.start, range.end);
+                ahead = range.end;
+            }
+        }
+        assert_eq!(ahead, size);
     }
 }
