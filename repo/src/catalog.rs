@@ -142,11 +142,12 @@ impl Repository {
             }
             other => other?,
         };
+        let lock_for = claim.lock_for().map_err(|e| e.within(name.claim()))?;
         let Claim { kind, workload, tags, identity, parents, .. } = claim;
         match kind {
             ClaimKind::Pin { .. } => Ok(None),
             ClaimKind::Snapshot { disks, stats } => {
-                Ok(Some(Snapshot { name, workload, tags, identity, parents, disks, stats }))
+                Ok(Some(Snapshot { name, workload, tags, identity, parents, disks, stats, lock_for }))
             }
         }
     }

@@ -6,7 +6,7 @@
 //! Two files are tables of contents of the rest: [`writer`] (windows -> chunks -> packs -> disk map -> claim, check, decision) and
 //! [`reader`] (range -> leaf -> chunk -> frame -> bytes). Besides: [`repository`] opens and makes repositories, [`catalog`] lists
 //! and pins points, [`protection`] protects and forgets them, [`retention`] says which ones rules keep, [`point`] finds them by
-//! name, [`rotation`] gives new packs another key, [`verify`] proves points readable, [`heal`] makes them so again, [`stats`] says
+//! name, [`rotation`] gives new packs another key, [`locks`] keeps what is locked against removal so, [`verify`] proves points readable, [`heal`] makes them so again, [`stats`] says
 //! what they take, [`diff`] compares them. Bytes that are stored are encoded in pure files: [`descriptor`], [`key_slot`],
 //! [`epoch`], [`sealed`], [`snapshot`], [`note`], [`disk_map`], [`pack`], [`parity`], [`index_delta`], [`moved`], [`verified`],
 //! [`cbor`]; FORMAT.md says each of them byte by byte.
@@ -47,6 +47,8 @@ pub mod key_slot;
 mod keyring;
 pub mod keys;
 pub mod location;
+pub mod lock_for;
+pub mod locks;
 pub mod moved;
 mod nodes;
 pub mod note;

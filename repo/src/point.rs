@@ -178,6 +178,7 @@ mod tests {
             parents: vec![],
             disks: if id == 1 { vec![disk("a")] } else { vec![disk("a"), disk("b")] },
             stats: ClaimStats::default(),
+            lock_for: None,
         }
     }
 

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
 
 use coffer_repo::Result;
+use coffer_repo::backend::lock::ObjectLock;
 use coffer_repo::backend::{Backend, Listed, Put};
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -86,5 +87,9 @@ impl<B: Backend> Backend for Counting<B> {
 
     fn delete(&self, name: &str) -> Result<()> {
         self.inner.delete(name)
+    }
+
+    fn object_lock(&self) -> Option<&dyn ObjectLock> {
+        self.inner.object_lock()
     }
 }

@@ -27,6 +27,7 @@ mod heal;
 mod init;
 mod iscsi;
 mod key;
+mod locks;
 mod manpages;
 mod mount;
 mod output;
@@ -63,7 +64,7 @@ POINT   WORKLOAD@latest, WORKLOAD@-N (the Nth before the latest), WORKLOAD@TIME,
         TIME is written 2026-11-21T02-00-00Z. POINT:DISK is a disk of it; with one disk the name may be left out.
 SOURCE  A raw, qcow2, VMDK, VHDX or VDI file, a block device, an nbd:// or nbd+unix:// URI, or - for standard input.
 
-Files   A configuration file $XDG_CONFIG_HOME/coffer/config.toml may set repository, password-file and key-file.
+Files   A configuration file $XDG_CONFIG_HOME/coffer/config.toml may set repository, password-file, key-file and lock-for.
 
 Exit codes
   0  done
@@ -92,6 +93,7 @@ enum Command {
     Gc(gc::Arguments),
     Heal(heal::Arguments),
     Key(key::Arguments),
+    Locks(locks::Arguments),
     Completions(completions::Arguments),
     Manpages(manpages::Arguments),
 }
@@ -128,6 +130,7 @@ impl Command {
             Command::Gc(arguments) => arguments.run(context),
             Command::Heal(arguments) => arguments.run(context),
             Command::Key(arguments) => arguments.run(context),
+            Command::Locks(arguments) => arguments.run(context),
             Command::Completions(arguments) => arguments.run(),
             Command::Manpages(arguments) => arguments.run(),
         }

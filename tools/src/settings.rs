@@ -4,12 +4,14 @@
 //!   repository = "/srv/backups"            $XDG_CONFIG_HOME/coffer/config.toml: these keys and no others
 //!   password-file = "/etc/coffer/pass"
 //!   key-file = "/etc/coffer/key"           one of the two
+//!   lock-for = "30d"                       what --lock-for says when it is not said
 //! ```
 //! Not here: opening anything ([`crate::context`]). What holds: a password file and a key file of one layer contradict each
 //! other and are refused; a layer that names either hides both of the layers below it.
 
 use crate::environment::Environment;
 use crate::exit::{Result, wrong_use};
+use coffer_repo::lock_for::LockFor;
 use std::path::{Path, PathBuf};
 use toml_edit::Document;
 
@@ -64,6 +66,8 @@ pub(crate) struct Settings {
     pub(crate) opener: Opener,
     caches: Option<PathBuf>,
     state: Option<PathBuf>,
+    /// How long points are locked unless something else is said.
+    pub(crate) lock_for: Option<LockFor>,
 }
 
 /// One layer.
@@ -72,6 +76,7 @@ struct Layer {
     repository: Option<String>,
     password_file: Option<PathBuf>,
     key_file: Option<PathBuf>,
+    lock_for: Option<LockFor>,
 }
 
 impl Settings {
@@ -83,17 +88,20 @@ impl Settings {
             repository: globals.repository.clone(),
             password_file: globals.password_file.clone(),
             key_file: globals.key_file.clone(),
+            lock_for: None,
         };
         let variables = Layer {
             repository: environment.repository,
             password_file: environment.password_file,
             key_file: environment.key_file,
+            lock_for: None,
         };
         let mut settings = Settings {
             location: None,
             opener: Opener::Question,
             caches: globals.cache_dir.clone().or_else(|| environment.caches.map(|caches| caches.join("coffer"))),
             state: globals.state.clone().or(environment.state),
+            lock_for: file.lock_for,
         };
         for (where_from, layer) in
             [("the command line", line), ("the environment", variables), ("the configuration file", file)]
@@ -156,7 +164,8 @@ fn parse(text: &str) -> std::result::Result<Layer, String> {
             "repository" => layer.repository = Some(value),
             "password-file" => layer.password_file = Some(value.into()),
             "key-file" => layer.key_file = Some(value.into()),
-            _ => return Err(format!("'{key}' is not known: there are repository, password-file and key-file")),
+            "lock-for" => layer.lock_for = Some(value.parse().map_err(|e: coffer_repo::Error| e.to_string())?),
+            _ => return Err(format!("'{key}' is not known: there are repository, password-file, key-file and lock-for")),
         }
     }
     Ok(layer)
@@ -205,10 +214,12 @@ mod tests {
     }
 
     #[test]
-    fn the_file_knows_three_keys() {
+    fn the_file_knows_its_keys_and_no_others() {
         let layer = parse("repository = \"/r\"\nkey-file = '/k' # ours\n").unwrap();
         assert_eq!((layer.repository.as_deref(), layer.key_file), (Some("/r"), Some("/k".into())));
-        for (bad, says) in [("password = 'secret'", "'password'"), ("repository = 1", "'repository'"), ("=", "line 1")]
+        let layer = parse("lock-for = '30d'").unwrap();
+        assert_eq!(layer.lock_for.unwrap().to_string(), "30d");
+        for (bad, says) in [("password = 'secret'", "'password'"), ("lock-for = '30m'", "'30m'"), ("repository = 1", "'repository'"), ("=", "line 1")]
         {
             let why = parse(bad).err().unwrap();
             assert!(why.contains(says), "{bad}: {why}");

@@ -19,9 +19,12 @@
 
 pub mod faulty;
 pub mod local;
+pub mod lock;
 pub mod memory;
+pub mod vault;
 
 use crate::error::{Error, Result};
+use lock::ObjectLock;
 use std::fmt;
 
 /// Longest name, in bytes.
@@ -76,8 +79,13 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// by returning an error, which is passed on.
     fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed) -> Result<()>) -> Result<()>;
 
-    /// Removes the object if it is there.
+    /// Removes the object if it is there. `Retained` when the store keeps it: it is locked.
     fn delete(&self, name: &str) -> Result<()>;
+
+    /// The store's locks, when objects can be locked in stores of this kind. Whoever wraps a store hands on what it has.
+    fn object_lock(&self) -> Option<&dyn ObjectLock> {
+        None
+    }
 }
 
 /// All objects under `prefix`, sorted by name. For listings known to be small; packs are listed with the callback.

@@ -1,6 +1,7 @@
 //! The last steps of a backup: claim, check, decision. The order is the safety argument (design, section 2).
 //!
-//! Not here: what the claim holds. What holds: tombstones are read before existence; the check covers every pack that the claim
+//! Not here: what the claim holds; which objects are locked ([`super::lock`]): that comes after the check, which may fail, and before the
+//! decision, so that no snapshot counts that lacks a lock it asked for. What holds: tombstones are read before existence; the check covers every pack that the claim
 //! relies on but for subtrees of parents, whose own check covers them as long as they are not forgotten; the decision is
 //! put-if-absent, so that a writer that wakes up after a janitor revoked it fails loudly.
 
@@ -36,23 +37,28 @@ impl Writer {
             tags: tags.clone(),
             identity: self.identity.clone(),
             parents: parents.clone(),
-            extra: Map::new(),
+            extra: match self.options.lock_for {
+                Some(term) => Map::new().with(Claim::LOCK_FOR, term.seconds()),
+                None => Map::new(),
+            },
         };
         let name = if self.options.dry_run {
             let tag = self.repo.keys().id_key().workload_tag(&self.workload);
             ClaimName { tag, time: self.time, id: Default::default() }
         } else {
             let name = self.repo.put_claim(&claim)?;
-            if let Err(e) = self.check() {
+            if let Err(e) = self.check().and_then(|()| self.lock_needs(name)) {
                 // Or what it leads to would be kept until the janitor comes. It is as well if this fails.
                 let _ = self.repo.decide(name, Decision::Revoke);
                 return Err(e);
             }
             self.decide(name)?;
+            self.lock_decision(name)?;
             name
         };
+        let lock_for = self.options.lock_for;
         let Writer { workload, identity, disks, .. } = self;
-        Ok(Snapshot { name, workload, tags, identity, parents, disks, stats })
+        Ok(Snapshot { name, workload, tags, identity, parents, disks, stats, lock_for })
     }
 
     /// Sees that everything the claim relies on is there, now that collectors can see the claim.
@@ -119,7 +125,7 @@ impl Writer {
     }
 }
 
-fn lost(why: String) -> Error {
+pub(super) fn lost(why: String) -> Error {
     Error::new(
         Kind::Overtaken,
         format!("the backup was not committed: {why}; run it again, what was uploaded is reused"),
