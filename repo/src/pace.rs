@@ -18,7 +18,12 @@ pub(crate) struct Pace(Option<Limit>);
 
 struct Limit {
     /// Bytes a second.
-    rate: f64,
+    rate: u64,
+    bucket: Bucket,
+}
+
+/// A bucket of tokens whose rate is said with every draw.
+pub(crate) struct Bucket {
     /// When all that was let through so far would have been read at exactly the rate.
     due: Mutex<Instant>,
 }
@@ -26,16 +31,14 @@ struct Limit {
 impl Pace {
     /// So many bytes a second; without a number, as many as come.
     pub(crate) fn new(rate: Option<u64>) -> Self {
-        #[expect(clippy::cast_precision_loss, reason = "a rate of more than 2^53 bytes a second is no limit")]
-        let limit = |rate: u64| Limit { rate: rate.max(1) as f64, due: Mutex::new(Instant::now()) };
-        Pace(rate.map(limit))
+        Pace(rate.map(|rate| Limit { rate, bucket: Bucket::new(Instant::now()) }))
     }
 
     /// Waits until so many bytes may be read. `Cancelled` once somebody asked to stop.
     pub(crate) fn take(&self, bytes: u64, cancel: &Cancel) -> Result<()> {
         cancel.check()?;
         let Some(limit) = &self.0 else { return Ok(()) };
-        let turn = limit.turn(bytes, Instant::now());
+        let turn = limit.bucket.turn(bytes, limit.rate, Instant::now());
         while let Some(left) = turn.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
             cancel.check()?;
             std::thread::sleep(left.min(NAP));
@@ -44,11 +47,16 @@ impl Pace {
     }
 }
 
-impl Limit {
-    /// When so many bytes may be read by one who asks at `now`.
-    fn turn(&self, bytes: u64, now: Instant) -> Instant {
-        #[expect(clippy::cast_precision_loss, reason = "no read has 2^53 bytes")]
-        let takes = Duration::try_from_secs_f64(bytes as f64 / self.rate).unwrap_or(Duration::MAX);
+impl Bucket {
+    /// A full one.
+    pub(crate) fn new(now: Instant) -> Bucket {
+        Bucket { due: Mutex::new(now) }
+    }
+
+    /// When so many bytes may be moved by one who asks at `now`, at `rate` bytes a second.
+    pub(crate) fn turn(&self, bytes: u64, rate: u64, now: Instant) -> Instant {
+        #[expect(clippy::cast_precision_loss, reason = "no read has 2^53 bytes, and a rate of as many is no limit")]
+        let takes = Duration::try_from_secs_f64(bytes as f64 / rate.max(1) as f64).unwrap_or(Duration::MAX);
         let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
         let turn = (*due).max(now.checked_sub(BURST).unwrap_or(now));
         // A rate that takes longer than time can be counted lets this one through and nobody after it.
@@ -65,15 +73,15 @@ mod tests {
     #[test]
     fn no_more_than_the_rate_and_a_burst_is_let_through() {
         let begin = Instant::now();
-        let limit = Limit { rate: 1000.0, due: Mutex::new(begin) };
+        let bucket = Bucket::new(begin);
         let mut now = begin;
         for i in 0..100u32 {
-            now = limit.turn(100, now).max(now);
+            now = bucket.turn(100, 1000, now).max(now);
             assert_eq!(now.duration_since(begin), Duration::from_millis(100) * i);
         }
         // After a pause, however long, a burst and no more.
         now += Duration::from_secs(60);
-        let waits: Vec<_> = (0..5).map(|_| limit.turn(100, now).saturating_duration_since(now)).collect();
+        let waits: Vec<_> = (0..5).map(|_| bucket.turn(100, 1000, now).saturating_duration_since(now)).collect();
         assert_eq!(waits, [0, 0, 0, 50, 150].map(Duration::from_millis));
     }
 

@@ -4,13 +4,14 @@
 Backup and restore beside restic and borg (encrypted and compressed, as each does it by default), and beside what the
 machine could do at best (ceiling.rs: cutting, zstd at level 1 and expanding on all cores, with nothing else to do).
 Then reads through FUSE and NBD beside the raw image itself, read directly or served by qemu-nbd; then forks over NBD
-beside qemu-nbd and nbdkit on a raw file with the same content.
+beside qemu-nbd and nbdkit on a raw file with the same content. Then backups into object stores on loopback beside one into
+a folder, and reads over a link with a latency of 50 ms (stores.rs).
 
 Figures hold for this machine at this moment; what travels are the ratios, taken side by side in one run. Nothing is
 asserted about time; what was restored is compared.
 
 Environment: BENCH_RUNS (default 1): whole runs, of which each figure is the best; BENCH_PEERS (default "restic borg");
-BENCH_TABLES (default "backup reads forks"); CARGO_TARGET_DIR; TMPDIR: a disk with room for the repositories and an image.
+BENCH_TABLES (default "backup reads forks stores"); CARGO_TARGET_DIR; TMPDIR: a disk with room for the repositories and an image.
 """
 
 import contextlib
@@ -535,10 +536,25 @@ def fork_table(images):
     table(f"{FORK_BYTES // MIB} MiB ({share:.0%} data), warm, best of {FORK_RUNS}", head, rows)
 
 
+def store_table(images):
+    """What stores.rs prints, as one table: backups beside the one into a folder, reads beside what the link gives."""
+    command = [os.path.join(PROGRAMS, "coffer-stores"), os.path.join(images, "A-gen0.raw")]
+    lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    split = [line.split("\t") for line in lines]
+    rates = {step: int(count) / float(wall) for step, count, wall in split}
+    yardsticks = {"backup seaweedfs": "backup folder", "backup ceph": "backup folder", "mount": "link", "nbd": "link"}
+    rows = []
+    for step, count, wall in split:
+        yardstick = yardsticks.get(step)
+        ratio = f"{rates[step] / rates[yardstick]:.2f} of {yardstick}" if yardstick else ""
+        rows.append([step, f"{int(count) / MIB:.0f}", f"{float(wall):.1f}", f"{rates[step] / 1e6:.0f}", ratio])
+    table("Object stores", ["Step", "MiB", "s", "MB/s", "ratio"], rows)
+
+
 def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    wanted = os.environ.get("BENCH_TABLES", "backup reads forks").split()
+    wanted = os.environ.get("BENCH_TABLES", "backup reads forks stores").split()
     tools = ["coffer", *os.environ.get("BENCH_PEERS", "restic borg").split()]
     if "backup" in wanted:
         backup_tables(os.path.abspath(sys.argv[1]), tools, int(os.environ.get("BENCH_RUNS", "1")))
@@ -546,6 +562,8 @@ def main():
         read_tables(os.path.abspath(sys.argv[1]))
     if "forks" in wanted:
         fork_table(os.path.abspath(sys.argv[1]))
+    if "stores" in wanted:
+        store_table(os.path.abspath(sys.argv[1]))
 
 
 main()

@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use crate::program::{Ended, Running, attempt, outside, run};
+use crate::service::Place;
 use coffer_repo::backend::Backend;
 use coffer_repo::backend::local::Local;
 use coffer_repo::entropy::System;
@@ -27,6 +28,8 @@ const PASSPHRASE: &str = "journeys end in lovers meeting";
 pub struct Coffer {
     folder: TempDir,
     program: PathBuf,
+    /// Where the repository is, if not in the folder.
+    place: Option<Place>,
 }
 
 /// What tells whether a file was replaced or written to: inode, length, and the time of its last change in nanoseconds.
@@ -36,11 +39,12 @@ impl Coffer {
     /// A folder without a repository.
     #[must_use]
     pub fn prepare() -> Coffer {
-        // target/release/deps/journey-0123 -> target/release/coffer
-        let test = std::env::current_exe().unwrap();
-        let program = test.parent().and_then(Path::parent).unwrap().join("coffer");
+        // A test: target/release/deps/journey-0123; a benchmark: target/release/coffer-stores.
+        let own = std::env::current_exe().unwrap();
+        let folder = own.parent().unwrap();
+        let program = if folder.ends_with("deps") { folder.join("../coffer") } else { folder.join("coffer") };
         assert!(program.exists(), "{} is missing: cargo build --release --workspace", program.display());
-        let coffer = Coffer { folder: TempDir::new().unwrap(), program };
+        let coffer = Coffer { folder: TempDir::new().unwrap(), program, place: None };
         std::fs::write(coffer.path("password"), PASSPHRASE).unwrap();
         std::fs::create_dir(coffer.path("scratch")).unwrap();
         coffer
@@ -52,6 +56,20 @@ impl Coffer {
         let coffer = Coffer::prepare();
         coffer.run(&["init"]);
         coffer
+    }
+
+    /// A folder with a new repository in an object store.
+    #[must_use]
+    pub fn new_in(place: Place) -> Coffer {
+        let coffer = Coffer::prepare().at(place);
+        coffer.run(&["init"]);
+        coffer
+    }
+
+    /// The same folder, with caches and all, and the repository at this place.
+    #[must_use]
+    pub fn at(self, place: Place) -> Coffer {
+        Coffer { place: Some(place), ..self }
     }
 
     /// A file in the folder.
@@ -84,10 +102,17 @@ impl Coffer {
             .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
             .env("TMPDIR", self.path("scratch"))
             .env("COFFER_STATE", self.path("state"))
-            .args(["-r", "repo", "--cache-dir", "cache"])
+            .args(["--cache-dir", "cache"])
             .args(key)
-            .args(arguments)
             .stdin(Stdio::null());
+        match &self.place {
+            None => command.args(["-r", "repo"]),
+            Some(place) => {
+                let options = place.options.iter().flat_map(|option| ["-o", option]);
+                command.args(["-r", &place.location]).args(options).envs(place.environment.iter().cloned())
+            }
+        };
+        command.args(arguments);
         command
     }
 
@@ -152,9 +177,21 @@ impl Coffer {
         run(self.outside("cmp").args([one, other]));
     }
 
+    /// The store that holds the repository, opened by this process.
+    pub fn store(&self) -> Arc<dyn Backend> {
+        match &self.place {
+            None => Arc::new(Local::open(&self.path("repo")).unwrap()),
+            Some(place) => place.open(),
+        }
+    }
+
     /// The repository, opened by this process through `wrap`.
     pub fn open(&self, wrap: impl FnOnce(Local) -> Arc<dyn Backend>) -> Arc<Repository> {
-        let backend = wrap(Local::open(&self.path("repo")).unwrap());
+        self.open_on(wrap(Local::open(&self.path("repo")).unwrap()))
+    }
+
+    /// The repository, which is in this store.
+    pub fn open_on(&self, backend: Arc<dyn Backend>) -> Arc<Repository> {
         let credential = Credential::Passphrase(PASSPHRASE.to_owned().into());
         Arc::new(Repository::open(backend, &credential, Arc::new(System)).unwrap())
     }

@@ -8,10 +8,10 @@ use crate::environment;
 use crate::exit::{Failure, Result, describe, wrong_use};
 use crate::output::Output;
 use crate::settings::{Globals, Opener, Settings};
+use crate::store;
 use crate::terminal::Terminal;
 use coffer_gateway::control::Word;
-use coffer_repo::backend::Backend;
-use coffer_repo::backend::local::Local;
+use coffer_repo::backend::address::Address;
 use coffer_repo::catalog::Pin;
 use coffer_repo::descriptor;
 use coffer_repo::entropy::{Entropy, System};
@@ -23,7 +23,7 @@ use coffer_repo::repository::Repository;
 use coffer_repo::snapshot::{Disk, Snapshot};
 use coffer_repo::{Error, Kind};
 use serde_json::Value;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// What a command works with.
@@ -56,19 +56,25 @@ impl Context {
 
     /// Opens the repository.
     pub(crate) fn open(&self) -> Result<Arc<Repository>> {
-        self.open_at(self.settings.location()?, &self.settings.opener)
+        self.open_at(&self.address()?, &self.settings.opener)
+    }
+
+    /// Where the repository is.
+    pub(crate) fn address(&self) -> Result<Address> {
+        store::address(self.settings.location()?, &self.settings.options)
     }
 
     /// Opens another repository.
-    pub(crate) fn open_at(&self, location: &str, opener: &Opener) -> Result<Arc<Repository>> {
-        let path = local_path(location)?;
-        let backend: Arc<dyn Backend> = Arc::new(Local::open(&path).map_err(|e| match e.kind() {
-            Kind::NotFound => e.within("there is no repository; 'coffer init' makes one"),
-            _ => e,
-        })?);
+    pub(crate) fn open_at(&self, address: &Address, opener: &Opener) -> Result<Arc<Repository>> {
+        let backend = store::open(address).map_err(|failure| match failure {
+            Failure::Failed(e) if e.kind() == Kind::NotFound => {
+                e.within("there is no repository; 'coffer init' makes one").into()
+            }
+            other => other,
+        })?;
         // Before anybody is asked for a passphrase in vain.
         if backend.size(descriptor::OBJECT_NAME)?.is_none() {
-            let why = format!("{} is not a Coffer repository; 'coffer init' makes one", path.display());
+            let why = format!("{address} is not a Coffer repository; 'coffer init' makes one");
             return Err(Error::not_found(why).into());
         }
         let credential = credential::obtain(opener)?;
@@ -210,33 +216,4 @@ fn misnamed(error: Error) -> Failure {
 /// Where random bytes come from in this program.
 pub(crate) fn entropy() -> Arc<dyn Entropy> {
     Arc::new(System)
-}
-
-/// The folder that a location names. Others than folders are refused by the name of their scheme.
-pub(crate) fn local_path(location: &str) -> Result<PathBuf> {
-    match location.split_once("://") {
-        _ if location.is_empty() => Err(wrong_use("the repository's location is empty")),
-        Some((scheme, _)) if !scheme.contains('/') => Err(Error::new(
-            Kind::Unsupported,
-            format!("{location}: repositories at {scheme}:// are not in this version; name a folder"),
-        )
-        .into()),
-        _ => Ok(Path::new(location).to_owned()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_location_is_a_folder_and_other_schemes_are_named() {
-        assert_eq!(local_path("/srv/b").unwrap(), Path::new("/srv/b"));
-        assert_eq!(local_path("./a:b").unwrap(), Path::new("./a:b"));
-        assert_eq!(local_path("./s3://x").unwrap(), Path::new("./s3://x"));
-        let Err(Failure::Failed(error)) = local_path("s3://bucket/prefix") else { panic!("not refused") };
-        assert_eq!(error.kind(), Kind::Unsupported);
-        assert!(error.to_string().contains("s3://"), "{error}");
-        assert!(matches!(local_path(""), Err(Failure::WrongUse(_))));
-    }
 }

@@ -98,7 +98,8 @@ fn read_passphrase(path: &Path) -> Result<Credential> {
     Ok(Credential::Passphrase(text))
 }
 
-fn read_secret(path: &Path, what: &str) -> Result<Zeroizing<String>> {
+/// Reads text that nobody else should know.
+pub(crate) fn read_secret(path: &Path, what: &str) -> Result<Zeroizing<String>> {
     let bytes = read_bytes(path, what)?;
     match std::str::from_utf8(&bytes) {
         Ok(text) => Ok(Zeroizing::new(text.to_owned())),

@@ -11,12 +11,15 @@ use coffer_repo::time::Timestamp;
 use coffer_repo::{Error, Result};
 use std::path::PathBuf;
 use std::time::SystemTime;
+use zeroize::Zeroizing;
 
 /// The variables that count.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Environment {
     /// `COFFER_REPOSITORY`.
     pub(crate) repository: Option<String>,
+    /// `COFFER_OPTIONS`.
+    pub(crate) options: Option<String>,
     /// `COFFER_PASSWORD_FILE`.
     pub(crate) password_file: Option<PathBuf>,
     /// `COFFER_KEY_FILE`.
@@ -39,6 +42,7 @@ impl Environment {
         };
         Environment {
             repository: path("COFFER_REPOSITORY").map(|p| p.to_string_lossy().into_owned()),
+            options: path("COFFER_OPTIONS").map(|p| p.to_string_lossy().into_owned()),
             password_file: path("COFFER_PASSWORD_FILE"),
             key_file: path("COFFER_KEY_FILE"),
             caches: xdg("XDG_CACHE_HOME", ".cache"),
@@ -46,6 +50,17 @@ impl Environment {
             configurations: xdg("XDG_CONFIG_HOME", ".config"),
         }
     }
+}
+
+/// A variable that may hold a secret of an object store.
+pub(crate) fn secret(name: &str) -> Option<Zeroizing<String>> {
+    std::env::var(name).ok().map(Zeroizing::new)
+}
+
+/// The minute of the day, by the machine's clock and its time zone.
+pub(crate) fn minute() -> u16 {
+    let time = jiff::Zoned::now();
+    u16::from(time.hour().unsigned_abs()) * 60 + u16::from(time.minute().unsigned_abs())
 }
 
 /// How many sockets a service manager hands to this process (`LISTEN_FDS`); `None` when it does not mean this process

@@ -1,16 +1,18 @@
 //! `coffer heal`: replaces what is damaged, from wherever its bytes may still be had.
 
-use crate::context::{Context, local_path};
+use crate::context::Context;
 use crate::environment;
 use crate::exit::Result;
 use crate::output::size;
-use crate::settings::Opener;
+use crate::settings::{Opener, StoreOption, parse_option};
 use crate::signal;
+use crate::store;
 use crate::terminal::{Sample, Unit};
 use crate::verify;
 use coffer_mover::donor;
 use coffer_mover::source::{self, DiskSource, SourceOptions};
 use coffer_repo::backend::Backend;
+use coffer_repo::backend::address::Address;
 use coffer_repo::backend::local::Local;
 use coffer_repo::descriptor;
 use coffer_repo::heal::{Donor, DonorDisk, HealOptions, HealProgress, HealReport, heal};
@@ -26,6 +28,10 @@ pub(crate) struct Arguments {
     /// they are. As often as there are such places
     #[arg(long, value_name = "LOCATION|[DISK=]SOURCE")]
     from: Vec<String>,
+
+    /// Say something about the object stores after --from, as -o does about this one
+    #[arg(long, value_name = "NAME=VALUE", requires = "from", value_parser = parse_option)]
+    from_option: Vec<StoreOption>,
 
     /// Open the repositories after --from by the passphrase in this file. Without it by what opens this one
     #[arg(long, value_name = "FILE", requires = "from", conflicts_with = "from_key_file")]
@@ -95,19 +101,19 @@ impl Arguments {
         }
     }
 
-    /// A folder with a repository in it is one; anything else is a source.
+    /// An object store or a folder with a repository in it is one; anything else is a source.
     fn open(&self, context: &Context, from: &str) -> Result<Opened> {
-        let is_repository = local_path(from).is_ok_and(|path| {
-            path.is_dir()
-                && Local::open(&path).is_ok_and(|store| matches!(store.size(descriptor::OBJECT_NAME), Ok(Some(_))))
-        });
-        if is_repository {
+        let repository = match Address::is_object_store(from) {
+            true => Some(store::address(from, &self.from_option)?),
+            false => Some(Address::Folder(PathBuf::from(from))).filter(is_repository),
+        };
+        if let Some(address) = repository {
             let opener = match (&self.from_password_file, &self.from_key_file) {
                 (Some(file), _) => Opener::PasswordFile(file.clone()),
                 (None, Some(file)) => Opener::KeyFile(file.clone()),
                 (None, None) => context.settings.opener.clone(),
             };
-            return Ok(Opened::Repository(Donor::Repository(context.open_at(from, &opener)?)));
+            return Ok(Opened::Repository(Donor::Repository(context.open_at(&address, &opener)?)));
         }
         // A disk in use may be changing: what is found in it is known by its id.
         let options = SourceOptions { live: true, scratch: environment::scratch(), ..SourceOptions::default() };
@@ -143,6 +149,12 @@ impl Arguments {
         }
         text + &verify::text(&report.after)
     }
+}
+
+/// Whether a folder holds a repository.
+fn is_repository(address: &Address) -> bool {
+    let Address::Folder(path) = address else { return false };
+    path.is_dir() && Local::open(path).is_ok_and(|store| matches!(store.size(descriptor::OBJECT_NAME), Ok(Some(_))))
 }
 
 fn parse_share(text: &str) -> std::result::Result<DataCheck, String> {

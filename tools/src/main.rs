@@ -3,7 +3,7 @@
 //! ```text
 //!   main        the command line, and which command it means
 //!     settings      which repository, what opens it: line, environment, configuration file
-//!     context       opens it; finds points; keeps the index in step
+//!     context       opens it; finds points; keeps the index in step       store     folders and object stores
 //!     <command>     arguments, the room's call, the result: init backup restore mount verify ...
 //!   output      standard output: tables or JSON          terminal    standard error: progress and warnings
 //!   exit        errors -> one line and an exit code      signal      the first asks, the second ends
@@ -39,6 +39,7 @@ mod show;
 mod signal;
 mod snapshots;
 mod stats;
+mod store;
 mod terminal;
 mod verify;
 
@@ -50,7 +51,7 @@ use std::process::ExitCode;
 
 /// Deduplicated, encrypted backups of virtual machines that can be used the moment they are made
 #[derive(Debug, Parser)]
-#[command(name = "coffer", version, arg_required_else_help = true, after_long_help = GRAMMAR)]
+#[command(name = "coffer", version, arg_required_else_help = true, after_long_help = grammar())]
 struct Cli {
     #[command(flatten)]
     globals: Globals,
@@ -64,13 +65,20 @@ POINT   WORKLOAD@latest, WORKLOAD@-N (the Nth before the latest), WORKLOAD@TIME,
         TIME is written 2026-11-21T02-00-00Z. POINT:DISK is a disk of it; with one disk the name may be left out.
 SOURCE  A raw, qcow2, VMDK, VHDX or VDI file, a block device, an nbd:// or nbd+unix:// URI, or - for standard input.
 
-Files   A configuration file $XDG_CONFIG_HOME/coffer/config.toml may set repository, password-file, key-file and lock-for.
+Files   A configuration file $XDG_CONFIG_HOME/coffer/config.toml may set repository, options, password-file, key-file and
+        lock-for.
 
 Exit codes
   0  done
   1  failed; the one line on standard error says why
   2  wrong use
   3  done with warnings: something was skipped or unreadable, and is named";
+
+/// What help ends with.
+fn grammar() -> String {
+    let options = coffer_repo::backend::address::options_help();
+    format!("{GRAMMAR}\n\nObject stores, by -o NAME=VALUE:\n{}", options.trim_end())
+}
 
 #[derive(Debug, Subcommand)]
 enum Command {

@@ -4,13 +4,16 @@
 //!   repository = "/srv/backups"            $XDG_CONFIG_HOME/coffer/config.toml: these keys and no others
 //!   password-file = "/etc/coffer/pass"
 //!   key-file = "/etc/coffer/key"           one of the two
+//!   options = ["region=eu-1"]              what is said about an object store
 //!   lock-for = "30d"                       what --lock-for says when it is not said
 //! ```
 //! Not here: opening anything ([`crate::context`]). What holds: a password file and a key file of one layer contradict each
-//! other and are refused; a layer that names either hides both of the layers below it.
+//! other and are refused; a layer that names either hides both of the layers below it. An option hides the same one of the
+//! layers below it; the layer that names the repository hides all options below it, which are about another one.
 
 use crate::environment::Environment;
 use crate::exit::{Result, wrong_use};
+use coffer_repo::backend::address;
 use coffer_repo::lock_for::LockFor;
 use std::path::{Path, PathBuf};
 use toml_edit::Document;
@@ -18,9 +21,15 @@ use toml_edit::Document;
 /// What `--repository` and its like say; every command takes them.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct Globals {
-    /// The repository: a path. Without it COFFER_REPOSITORY, or 'repository' in the configuration file
+    /// The repository: a folder, or s3://BUCKET/PREFIX, azblob://, gcs://, swift://, oss://, cos://, b2://, webdav://, sftp://.
+    /// Without it COFFER_REPOSITORY, or 'repository' in the configuration file
     #[arg(short, long, global = true, value_name = "LOCATION")]
     repository: Option<String>,
+
+    /// Say something about the object store, as in endpoint=https://s3.example.org; the list is at the end of 'coffer --help'.
+    /// As often as there is something to say. Also COFFER_OPTIONS, with ';' between them
+    #[arg(short = 'o', long = "option", global = true, value_name = "NAME=VALUE", value_parser = parse_option)]
+    options: Vec<StoreOption>,
 
     /// Open it by the passphrase in this file. Without it COFFER_PASSWORD_FILE, or a question on the terminal
     #[arg(long, global = true, value_name = "FILE")]
@@ -58,10 +67,15 @@ pub(crate) enum Opener {
     Question,
 }
 
+/// Something that is said about an object store: its name and its value.
+pub(crate) type StoreOption = (String, String);
+
 /// What was decided.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     location: Option<String>,
+    /// What is said about the object store in which the repository is.
+    pub(crate) options: Vec<StoreOption>,
     /// What opens the repository.
     pub(crate) opener: Opener,
     caches: Option<PathBuf>,
@@ -74,6 +88,7 @@ pub(crate) struct Settings {
 #[derive(Default)]
 struct Layer {
     repository: Option<String>,
+    options: Vec<StoreOption>,
     password_file: Option<PathBuf>,
     key_file: Option<PathBuf>,
     lock_for: Option<LockFor>,
@@ -86,18 +101,22 @@ impl Settings {
         let file = file.map(|path| read_file(&path)).transpose()?.flatten().unwrap_or_default();
         let line = Layer {
             repository: globals.repository.clone(),
+            options: globals.options.clone(),
             password_file: globals.password_file.clone(),
             key_file: globals.key_file.clone(),
             lock_for: None,
         };
         let variables = Layer {
             repository: environment.repository,
+            options: parse_options(environment.options.as_deref().unwrap_or_default().split(';'))
+                .map_err(|why| wrong_use(format!("COFFER_OPTIONS: {why}")))?,
             password_file: environment.password_file,
             key_file: environment.key_file,
             lock_for: None,
         };
         let mut settings = Settings {
             location: None,
+            options: Vec::new(),
             opener: Opener::Question,
             caches: globals.cache_dir.clone().or_else(|| environment.caches.map(|caches| caches.join("coffer"))),
             state: globals.state.clone().or(environment.state),
@@ -106,6 +125,10 @@ impl Settings {
         for (where_from, layer) in
             [("the command line", line), ("the environment", variables), ("the configuration file", file)]
         {
+            if settings.location.is_none() {
+                let said: Vec<_> = settings.options.iter().map(|(name, _)| name.clone()).collect();
+                settings.options.extend(layer.options.into_iter().filter(|(name, _)| !said.contains(name)));
+            }
             settings.location = settings.location.or(layer.repository);
             let named = match (layer.password_file, layer.key_file) {
                 (None, None) => continue,
@@ -155,17 +178,35 @@ fn read_file(path: &Path) -> Result<Option<Layer>> {
     }
 }
 
+/// One option on the command line.
+pub(crate) fn parse_option(text: &str) -> std::result::Result<StoreOption, String> {
+    address::parse_option(text).map_err(|e| e.to_string())
+}
+
+fn parse_options<'a>(texts: impl Iterator<Item = &'a str>) -> std::result::Result<Vec<StoreOption>, String> {
+    texts.filter(|text| !text.trim().is_empty()).map(parse_option).collect()
+}
+
 fn parse(text: &str) -> std::result::Result<Layer, String> {
     let document = Document::parse(text).map_err(|e| e.to_string())?;
     let mut layer = Layer::default();
     for (key, value) in document.as_table() {
+        if key == "options" {
+            let texts =
+                value.as_array().and_then(|list| list.iter().map(|text| text.as_str()).collect::<Option<Vec<_>>>());
+            layer.options = parse_options(texts.ok_or("'options' is not a list of texts")?.into_iter())?;
+            continue;
+        }
         let value = value.as_str().map(str::to_owned).ok_or_else(|| format!("'{key}' is not a text"))?;
         match key {
             "repository" => layer.repository = Some(value),
             "password-file" => layer.password_file = Some(value.into()),
             "key-file" => layer.key_file = Some(value.into()),
             "lock-for" => layer.lock_for = Some(value.parse().map_err(|e: coffer_repo::Error| e.to_string())?),
-            _ => return Err(format!("'{key}' is not known: there are repository, password-file, key-file and lock-for")),
+            _ => {
+                let known = "repository, options, password-file, key-file and lock-for";
+                return Err(format!("'{key}' is not known: there are {known}"));
+            }
         }
     }
     Ok(layer)
@@ -214,13 +255,38 @@ mod tests {
     }
 
     #[test]
-    fn the_file_knows_its_keys_and_no_others() {
-        let layer = parse("repository = \"/r\"\nkey-file = '/k' # ours\n").unwrap();
+    fn options_belong_to_the_repository_they_are_named_with() {
+        let environment = Environment {
+            repository: Some("s3://env".into()),
+            options: Some("region=env; endpoint=http://env;".into()),
+            ..Environment::default()
+        };
+        let options = |globals: Globals| Settings::resolve(&globals, environment.clone()).unwrap().options;
+        let said = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let line = vec![said("region", "line")];
+        let added = Globals { options: line.clone(), ..Globals::default() };
+        assert_eq!(options(added), [said("region", "line"), said("endpoint", "http://env")]);
+        let elsewhere = Globals { options: line.clone(), ..globals(Some("s3://line"), None, None) };
+        assert_eq!(options(elsewhere), line);
+        let bad = Environment { options: Some("secret".into()), ..Environment::default() };
+        assert!(matches!(Settings::resolve(&Globals::default(), bad), Err(Failure::WrongUse(_))));
+    }
+
+    #[test]
+    fn the_file_knows_four_keys() {
+        let layer = parse("options = ['region=eu']\nrepository = \"/r\"\nkey-file = '/k' # ours\n").unwrap();
+        assert_eq!(layer.options, [("region".to_owned(), "eu".to_owned())]);
         assert_eq!((layer.repository.as_deref(), layer.key_file), (Some("/r"), Some("/k".into())));
         let layer = parse("lock-for = '30d'").unwrap();
         assert_eq!(layer.lock_for.unwrap().to_string(), "30d");
-        for (bad, says) in [("password = 'secret'", "'password'"), ("lock-for = '30m'", "'30m'"), ("repository = 1", "'repository'"), ("=", "line 1")]
-        {
+        for (bad, says) in [
+            ("password = 'secret'", "'password'"),
+            ("lock-for = '30m'", "'30m'"),
+            ("repository = 1", "'repository'"),
+            ("options = 'region=eu'", "'options'"),
+            ("options = [1]", "'options'"),
+            ("=", "line 1"),
+        ] {
             let why = parse(bad).err().unwrap();
             assert!(why.contains(says), "{bad}: {why}");
             assert!(!why.contains("secret"), "{why}");

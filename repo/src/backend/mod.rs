@@ -17,15 +17,26 @@
 //! - [`Backend::delete`] is durable on return, and of a missing object succeeds: what is deleted next, and may explain what
 //!   was deleted now, never goes first.
 
+pub mod address;
 pub mod faulty;
 pub mod local;
 pub mod lock;
 pub mod memory;
+#[cfg(feature = "object-stores")]
+pub mod object;
+pub mod schedule;
+pub mod secrets;
 pub mod vault;
 
+use crate::entropy::Entropy;
 use crate::error::{Error, Result};
 use lock::ObjectLock;
+use address::Address;
+use local::Local;
+use schedule::MinuteOfDay;
+use secrets::Secrets;
 use std::fmt;
+use std::sync::Arc;
 
 /// Longest name, in bytes.
 pub const MAX_NAME: usize = 1024;
@@ -86,6 +97,47 @@ pub trait Backend: Send + Sync + fmt::Debug {
     fn object_lock(&self) -> Option<&dyn ObjectLock> {
         None
     }
+}
+
+/// What opening a store takes that an address cannot hold.
+#[derive(Clone)]
+pub struct Given {
+    /// What proves to an object store who we are.
+    pub secrets: Secrets,
+    /// Random numbers, for the pauses between attempts.
+    pub entropy: Arc<dyn Entropy>,
+    /// The minute of the day, for limits by the time of day.
+    pub minute: MinuteOfDay,
+}
+
+/// Opens the store at an address; nothing is written. `NotFound`: the folder does not exist; `Invalid`: what was said about an
+/// object store is not complete. Whether an object store is there is seen by the first call.
+pub fn open(address: &Address, given: &Given) -> Result<Arc<dyn Backend>> {
+    match address {
+        Address::Folder(path) => Ok(Arc::new(Local::open(path)?)),
+        Address::Object(address) => open_object(address, given),
+    }
+}
+
+/// The same for a new repository: a folder is made if it does not exist, and a bucket has to be there.
+pub fn create(address: &Address, given: &Given) -> Result<Arc<dyn Backend>> {
+    match address {
+        Address::Folder(path) => Ok(Arc::new(Local::create(path)?)),
+        Address::Object(address) => open_object(address, given),
+    }
+}
+
+#[cfg(feature = "object-stores")]
+fn open_object(address: &address::ObjectAddress, given: &Given) -> Result<Arc<dyn Backend>> {
+    Ok(Arc::new(object::ObjectStore::open(address, given)?))
+}
+
+#[cfg(not(feature = "object-stores"))]
+fn open_object(address: &address::ObjectAddress, _: &Given) -> Result<Arc<dyn Backend>> {
+    Err(Error::new(
+        crate::Kind::Unsupported,
+        format!("{address}: this program was built without object stores; name a folder"),
+    ))
 }
 
 /// All objects under `prefix`, sorted by name. For listings known to be small; packs are listed with the callback.
