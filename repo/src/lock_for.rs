@@ -78,7 +78,8 @@ impl Due {
 impl FromStr for LockFor {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self> {
-        let wrong = || Error::invalid(format!("'{text}' is no term: say a number of hours, days, weeks or years, as in 30d"));
+        let wrong =
+            || Error::invalid(format!("'{text}' is no term: say a number of hours, days, weeks or years, as in 30d"));
         let unit = UNITS.iter().find(|(unit, _)| text.ends_with(*unit)).ok_or_else(wrong)?;
         let digits = text.strip_suffix(unit.0).filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()));
         let count: u64 = digits.and_then(|digits| digits.parse().ok()).ok_or_else(wrong)?;

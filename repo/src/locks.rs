@@ -31,8 +31,8 @@ use crate::repository::Repository;
 use crate::snapshot::{ClaimName, Snapshot};
 use crate::time::Timestamp;
 pub(crate) use needs::Packs;
-pub use padlock::{MOST_NAMED, Short};
 use padlock::{Deed, Tally};
+pub use padlock::{MOST_NAMED, Short};
 use std::sync::Arc;
 use trail::Trail;
 
@@ -132,8 +132,7 @@ fn survey(
             asking.push((point, term.due(point.time(), options.now)?));
         }
     }
-    let mut report =
-        LockReport { points: asking.len() as u64, unreadable: points.damaged, ..LockReport::default() };
+    let mut report = LockReport { points: asking.len() as u64, unreadable: points.damaged, ..LockReport::default() };
     asking.sort_by_key(|(point, due)| (std::cmp::Reverse(*due), point.name));
     let Some((_, longest)) = asking.first().copied() else { return Ok(report) };
     let (mut packs, unwalkable) = needs::gather(repo, &asking, crew)?;

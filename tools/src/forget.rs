@@ -249,7 +249,9 @@ fn locked_until(repo: &Repository, points: &[&Snapshot]) -> Result<Option<Timest
 }
 
 fn waiting(locked: Option<Timestamp>) -> String {
-    locked.map_or(String::new(), |until| format!("locks hold their space until {until}; 'coffer gc' says how much waits\n"))
+    locked.map_or(String::new(), |until| {
+        format!("locks hold their space until {until}; 'coffer gc' says how much waits\n")
+    })
 }
 
 fn candidate<'a>(point: &'a Snapshot, protected: &Protected) -> Candidate<'a> {

@@ -159,9 +159,9 @@ fn warn_unreadable(context: &Context, repo: &Repository, report: &LockReport) {
 
 pub(crate) fn object(report: &LockReport) -> Value {
     let time = |time: Option<Timestamp>| time.map(|time| time.to_string());
-    let short = report.named.iter().map(|short| {
-        json!({ "object": short.name, "locked_until": time(short.until), "due": short.least.to_string() })
-    });
+    let short = report.named.iter().map(
+        |short| json!({ "object": short.name, "locked_until": time(short.until), "due": short.least.to_string() }),
+    );
     let hidden = report.hidden.iter().map(|hidden| {
         let by = match hidden.by {
             Hiding::Marker => "marker",

@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_knows_four_keys() {
+    fn the_file_knows_its_keys_and_no_others() {
         let layer = parse("options = ['region=eu']\nrepository = \"/r\"\nkey-file = '/k' # ours\n").unwrap();
         assert_eq!(layer.options, [("region".to_owned(), "eu".to_owned())]);
         assert_eq!((layer.repository.as_deref(), layer.key_file), (Some("/r"), Some("/k".into())));

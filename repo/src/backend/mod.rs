@@ -30,9 +30,9 @@ pub mod vault;
 
 use crate::entropy::Entropy;
 use crate::error::{Error, Result};
-use lock::ObjectLock;
 use address::Address;
 use local::Local;
+use lock::ObjectLock;
 use schedule::MinuteOfDay;
 use secrets::Secrets;
 use std::fmt;

@@ -291,14 +291,19 @@ mod tests {
         let vault = vault();
         vault.lock("a/b", at(200)).unwrap();
         for (by, hide) in [(Hiding::Marker, true), (Hiding::Version, false)] {
-            if hide { vault.hide("a/b") } else { vault.replace("a/b", b"theirs") }
+            if hide {
+                vault.hide("a/b")
+            } else {
+                vault.replace("a/b", b"theirs")
+            }
             assert_ne!(vault.get("a/b").ok().as_deref(), Some(&b"mine"[..]));
             let mut hidden = Vec::new();
-            vault.each_hidden("a/", &mut |object| {
-                hidden.push(object);
-                Ok(())
-            })
-            .unwrap();
+            vault
+                .each_hidden("a/", &mut |object| {
+                    hidden.push(object);
+                    Ok(())
+                })
+                .unwrap();
             assert_eq!(hidden, [Hidden { name: "a/b".into(), by }]);
             vault.reveal("a/b").unwrap();
             assert_eq!(vault.get("a/b").unwrap(), b"mine");

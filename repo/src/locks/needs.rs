@@ -120,14 +120,15 @@ struct Feed<'f, 'h> {
 impl Feed<'_, '_> {
     fn point(&mut self, point: &Snapshot, due: Due) -> Result<()> {
         for disk in &point.disks {
-            let walked = Root::of(disk, self.walk.repo.geometry()).and_then(|root| match root.node().map(|node| &**node) {
-                None => Ok(()),
-                Some(Node::Inner(inner)) => self.below(point.name, inner, due),
-                Some(node) => {
-                    note_chunks(node, due, self.packs);
-                    Ok(())
-                }
-            });
+            let walked =
+                Root::of(disk, self.walk.repo.geometry()).and_then(|root| match root.node().map(|node| &**node) {
+                    None => Ok(()),
+                    Some(Node::Inner(inner)) => self.below(point.name, inner, due),
+                    Some(node) => {
+                        note_chunks(node, due, self.packs);
+                        Ok(())
+                    }
+                });
             self.walk.tolerate(point.name, walked)?;
         }
         Ok(())

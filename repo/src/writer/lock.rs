@@ -54,7 +54,8 @@ impl Writer {
     pub(super) fn lock_decision(&self, name: ClaimName) -> Result<()> {
         let Some(term) = self.options.lock_for else { return Ok(()) };
         let lock = || self.repo.object_lock()?.lock(&name.decision(), term.until(self.time)?);
-        let made = format_args!("point {} was made, but its decision is not locked; 'coffer locks extend' does that", name.id);
+        let made =
+            format_args!("point {} was made, but its decision is not locked; 'coffer locks extend' does that", name.id);
         lock().map_err(|e| e.within(made))
     }
 }
