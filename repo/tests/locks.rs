@@ -70,7 +70,8 @@ impl Scene {
         lock_for: Option<LockFor>,
     ) -> Result<Snapshot> {
         let (backend, keys) = (self.repo.backend(), self.repo.keys());
-        self.index.sync(backend, keys, &self.repo.all_certificates()?, &mut |_, _| Ok(()))?;
+        let certificates = self.repo.all_certificates()?;
+        self.index.sync(backend, keys, &certificates, &mut |_, _| Ok(()))?;
         let options = WriterOptions { workers: 2, pack_bytes: 300 << 10, lock_for, ..WriterOptions::default() };
         let (identity, time) = (Identity::default(), at(self.now));
         let mut writer = Writer::begin(&self.repo, &self.index, workload, parent, identity, options, time)?;

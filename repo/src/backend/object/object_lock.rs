@@ -174,7 +174,7 @@ impl ObjectStore {
                     .set_source(e)
             };
             signer.sign(&mut parts, None).await.map_err(unsigned)?;
-            let (parts, body) = transport.fetch(Request::from_parts(parts, body)).await?.into_parts();
+            let (parts, mut body) = transport.fetch(Request::from_parts(parts, body)).await?.into_parts();
             Ok((parts.status, parts.headers, body.to_buffer().await?.to_vec()))
         });
         let error = match done? {
