@@ -251,8 +251,8 @@ fn draw<'a>(
     let old = if options.rotate { old_packs(repo, &stock, options, cancel, report)? } else { HashSet::new() };
     let draft = Draft::make(options, &survey, &stock, &sessions, condemned, &old, report)?;
     let crew = Crew { threads: options.threads, cancel };
-    let locked = removal::locked(repo, draft.packs(), crew, options.now)?;
-    Ok((survey, stock, sessions, draft.plan(options, &locked, report)))
+    let kept = removal::kept(repo, draft.packs(), crew)?;
+    Ok((survey, stock, sessions, draft.plan(options, &kept, report)))
 }
 
 /// The data packs whose key is sealed to an older epoch than the newest.

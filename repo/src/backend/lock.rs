@@ -27,14 +27,24 @@ pub trait ObjectLock: Send + Sync {
     /// that the store does not take, as one in the past.
     fn lock(&self, name: &str, until: Timestamp) -> Result<()>;
 
-    /// Until when `name` is locked, be that in the past; `None`: it never was. `NotFound` when there is no such object.
+    /// Until when `name` is locked in compliance mode, be that in the past; `None`: it never was. `NotFound` when there is no such object.
     fn locked_until(&self, name: &str) -> Result<Option<Timestamp>>;
+
+    /// What keeps `name` from being removed now, by the store's own clock; `None`: nothing. `NotFound` when there is no such object.
+    fn kept(&self, name: &str) -> Result<Option<Kept>>;
 
     /// Calls `each` for every object whose name begins with `prefix` (empty, or ending in `/`) and that something hides.
     fn each_hidden(&self, prefix: &str, each: &mut dyn FnMut(Hidden) -> Result<()>) -> Result<()>;
 
     /// Removes whatever hides `name`. `Retained` when that is locked itself.
     fn reveal(&self, name: &str) -> Result<()>;
+}
+
+/// Why a store keeps an object: a lock in whatever mode, or a legal hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// Until when; `None`: until somebody says otherwise.
+    pub until: Option<Timestamp>,
 }
 
 /// An object that is there and does not show.

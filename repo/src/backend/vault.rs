@@ -8,7 +8,7 @@
 //! Not here: durability; faults ([`super::faulty`]). What holds: a version whose lock lies in the future of the vault's clock is never
 //! removed, but by [`Vault::unlock`], which no store has; no lock is held while a caller's code runs.
 
-use super::lock::{Hidden, Hiding, ObjectLock};
+use super::lock::{Hidden, Hiding, Kept, ObjectLock};
 use super::{Backend, Listed, Put, check_name, check_prefix};
 use crate::error::{Error, Kind, Result};
 use crate::time::Timestamp;
@@ -227,6 +227,13 @@ impl ObjectLock for Vault {
 
     fn locked_until(&self, name: &str) -> Result<Option<Timestamp>> {
         Ok(self.state().shown(name).ok_or_else(|| missing(name))?.until)
+    }
+
+    fn kept(&self, name: &str) -> Result<Option<Kept>> {
+        let mut state = self.state();
+        let now = state.now;
+        let version = state.shown(name).ok_or_else(|| missing(name))?;
+        Ok(version.is_locked(now).then_some(Kept { until: version.until }))
     }
 
     fn each_hidden(&self, prefix: &str, each: &mut dyn FnMut(Hidden) -> Result<()>) -> Result<()> {

@@ -14,13 +14,13 @@ use super::mention::{self, Mention};
 use super::stock::{Item, Stock};
 use super::survey::Survey;
 use super::{CollectOptions, CollectReport};
+use crate::backend::lock::Kept;
 use crate::error::Result;
 use crate::id::PackUid;
 use crate::pack::contents::ENTRY_LEN;
 use crate::session::{SessionTag, Sessions};
 use crate::snapshot::Condemned;
 use crate::spool;
-use crate::time::Timestamp;
 use std::collections::{HashMap, HashSet, VecDeque};
 
 /// Bytes of memory for a frame that is copied: its place, its id, its copy, what is said about it.
@@ -122,15 +122,15 @@ impl Draft {
     pub(super) fn plan(
         self,
         options: &CollectOptions,
-        locked: &HashMap<PackUid, Timestamp>,
+        kept: &HashMap<PackUid, Kept>,
         report: &mut CollectReport,
     ) -> Plan {
         let Draft { mut dead, mut forced, mut aged, mut poor, condemned } = self;
         for packs in [&mut dead, &mut forced, &mut aged, &mut poor] {
-            packs.retain(|(item, used)| match locked.get(&item.uid) {
+            packs.retain(|(item, used)| match kept.get(&item.uid) {
                 None => true,
-                Some(until) => {
-                    report.waiting.add(item.bytes.saturating_sub(used.bytes), Some(*until));
+                Some(kept) => {
+                    report.waiting.add(item.bytes.saturating_sub(used.bytes), kept.until);
                     false
                 }
             });

@@ -1,11 +1,11 @@
 //! Removes objects, and finds out which packs the store would not let go: what is locked waits, and is no failure.
 //!
-//! Not here: whether an object may go. What holds: the store decides; dates by a clock of ours only spare requests, since what is
-//! asked about beforehand and said to be locked is left alone altogether: it is neither condemned nor copied out of, so that backups may
-//! come to rely on it again.
+//! Not here: whether an object may go. What holds: the store decides, by its own clock. Packs that it says beforehand it would keep
+//! are left alone altogether: they are neither condemned nor copied out of, so that backups may come to rely on them again.
 
 use super::CollectReport;
 use super::stock::Item;
+use crate::backend::lock::Kept;
 use crate::crew::Crew;
 use crate::error::{Kind, Result};
 use crate::id::PackUid;
@@ -42,36 +42,34 @@ pub(super) fn remove(repo: &Repository, name: &str, bytes: u64, report: &mut Col
         Ok(()) => Ok(true),
         Err(e) if e.kind() == Kind::Retained => {
             // For people: who may not ask is told of no date.
-            let until = repo.backend().object_lock().and_then(|lock| lock.locked_until(name).ok().flatten());
-            report.waiting.add(bytes, until);
+            let kept = repo.backend().object_lock().and_then(|lock| lock.kept(name).ok().flatten());
+            report.waiting.add(bytes, kept.and_then(|kept| kept.until));
             Ok(false)
         }
         Err(e) => Err(e),
     }
 }
 
-/// Which of these packs are locked for longer than `now`, and until when.
-pub(super) fn locked<'i>(
+/// Which of these packs the store would keep now, and until when.
+pub(super) fn kept<'i>(
     repo: &Repository,
-    packs: impl Iterator<Item = &'i Item>,
+    mut packs: impl Iterator<Item = &'i Item>,
     crew: Crew<'_>,
-    now: Timestamp,
-) -> Result<HashMap<PackUid, Timestamp>> {
+) -> Result<HashMap<PackUid, Kept>> {
     let Some(lock) = repo.backend().object_lock() else { return Ok(HashMap::new()) };
     match lock.check() {
         Err(e) if e.kind() == Kind::Unsupported => return Ok(HashMap::new()),
         other => other?,
     }
-    let ask = |item: Item, locked: &mut HashMap<PackUid, Timestamp>| {
-        match lock.locked_until(&pack::name(item.kind, item.uid)) {
-            Ok(until) => locked.extend(until.filter(|until| *until > now).map(|until| (item.uid, until))),
+    let ask = |item: Item, found: &mut HashMap<PackUid, Kept>| {
+        match lock.kept(&pack::name(item.kind, item.uid)) {
+            Ok(kept) => found.extend(kept.map(|kept| (item.uid, kept))),
             // Another collector was faster.
             Err(e) if e.kind() == Kind::NotFound => {}
             Err(e) => return Err(e),
         }
         Ok(())
     };
-    let mut packs = packs;
     let parts = crew.run(|| Ok(HashMap::new()), ask, |hand| packs.try_for_each(|item| hand(*item)))?;
     Ok(parts.into_iter().flatten().collect())
 }

@@ -20,7 +20,7 @@ use super::witness::{Purpose, Witness};
 use super::{Call, ObjectStore, service};
 use crate::backend::address::{ObjectAddress, Scheme};
 use crate::backend::check_name;
-use crate::backend::lock::{Hidden, Hiding, ObjectLock};
+use crate::backend::lock::{Hidden, Hiding, Kept, ObjectLock};
 use crate::backend::secrets::Secrets;
 use crate::error::{Error, Kind, Result};
 use crate::time::Timestamp;
@@ -81,8 +81,8 @@ struct Shown {
     version: Option<String>,
     /// In compliance mode.
     until: Option<Timestamp>,
-    /// Why the store keeps it now, in words.
-    kept: Option<String>,
+    /// Whether the store keeps it now.
+    kept: Option<Kept>,
 }
 
 impl Locksmith {
@@ -245,7 +245,11 @@ impl ObjectStore {
         }
         let Some(shown) = self.look(smith, name)? else { return Ok(Some(())) };
         let Some(version) = &shown.version else { return Ok(None) };
-        self.remove(smith, name, version, shown.kept.as_deref()).map(Some)
+        let kept = shown.kept.map(|kept| match kept.until {
+            Some(until) => format!("locked until {until}"),
+            None => "under a legal hold".to_owned(),
+        });
+        self.remove(smith, name, version, kept.as_deref()).map(Some)
     }
 
     /// Removes one version, which the store is known to keep for the reason `kept`, or not.
@@ -299,8 +303,8 @@ impl Shown {
         let now = text("date").and_then(|date| jiff::fmt::rfc2822::parse(date).ok());
         let is_over = |date: jiff::Timestamp| now.as_ref().is_some_and(|now| now.timestamp() >= date);
         let kept = match (date, until) {
-            _ if text("x-amz-object-lock-legal-hold") == Some("ON") => Some("under a legal hold".to_owned()),
-            (Some(date), Some(until)) if !is_over(date) => Some(format!("locked until {until}")),
+            _ if text("x-amz-object-lock-legal-hold") == Some("ON") => Some(Kept { until: None }),
+            (Some(date), Some(_)) if !is_over(date) => Some(Kept { until }),
             _ => None,
         };
         let is_compliant = text("x-amz-object-lock-mode") == Some("COMPLIANCE");
@@ -353,6 +357,11 @@ impl ObjectLock for ObjectStore {
         check_name(name)?;
         let shown = self.look(self.locksmith()?, name)?.ok_or_else(|| self.not_there(name))?;
         Ok(shown.until)
+    }
+
+    fn kept(&self, name: &str) -> Result<Option<Kept>> {
+        check_name(name)?;
+        Ok(self.look(self.locksmith()?, name)?.ok_or_else(|| self.not_there(name))?.kept)
     }
 
     fn each_hidden(&self, prefix: &str, each: &mut dyn FnMut(Hidden) -> Result<()>) -> Result<()> {
@@ -445,17 +454,14 @@ mod tests {
         let later = (DATE, "2026-11-22T18:35:11.000000000Z");
         let locked = shown(&[now, (MODE, "COMPLIANCE"), later, ("x-amz-version-id", "v")]);
         assert_eq!(locked.until.unwrap().to_string(), "2026-11-22T18-35-11Z");
-        assert_eq!(
-            (locked.kept.as_deref(), locked.version.as_deref()),
-            (Some("locked until 2026-11-22T18-35-11Z"), Some("v"))
-        );
+        assert_eq!((locked.kept, locked.version.as_deref()), (Some(Kept { until: locked.until }), Some("v")));
         let over = shown(&[now, (MODE, "COMPLIANCE"), (DATE, "2026-11-22T18:32:51Z")]);
         assert!(over.until.is_some() && over.kept.is_none());
         // It can be got round, and is refused for the time being.
         let governed = shown(&[now, (MODE, "GOVERNANCE"), later]);
         assert!(governed.until.is_none() && governed.kept.is_some());
         let held = shown(&[now, ("x-amz-object-lock-legal-hold", "ON")]);
-        assert!(held.until.is_none() && held.kept.is_some());
+        assert_eq!((held.until, held.kept), (None, Some(Kept { until: None })));
         let free = shown(&[now, ("x-amz-object-lock-legal-hold", "OFF")]);
         assert!(free.until.is_none() && free.kept.is_none());
     }
