@@ -15,5 +15,7 @@ mod faults;
 mod journey;
 #[path = "stores/kills.rs"]
 mod kills;
+#[path = "stores/locks.rs"]
+mod locks;
 #[path = "stores/refused.rs"]
 mod refused;

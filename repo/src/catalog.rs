@@ -150,11 +150,12 @@ impl Repository {
             }
             other => other?,
         };
+        let lock_for = claim.lock_for().map_err(|e| e.within(name.claim()))?;
         let Claim { kind, workload, tags, identity, parents, copied, .. } = claim;
         match kind {
             ClaimKind::Pin { .. } => Ok(None),
             ClaimKind::Snapshot { disks, stats } => {
-                Ok(Some(Snapshot { name, workload, tags, identity, parents, copied, disks, stats }))
+                Ok(Some(Snapshot { name, workload, tags, identity, parents, copied, disks, stats, lock_for }))
             }
         }
     }

@@ -5,7 +5,7 @@
 //!   survey     LIST moved, forgets, claims; every map that counts is walked; each mention of a frame goes to a spool; undecided
 //!              claims that rely on what is gone are revoked
 //!   plan       what each pack holds that is needed; which go, which are copied out of first: mostly-dead ones and, when keys are
-//!              rotated, all data packs that are sealed to an older epoch
+//!              rotated, all data packs that are sealed to an older epoch; what is locked is left alone
 //!   for each batch of packs:
 //!     evacuate   tables of contents; what only they hold is copied into new packs, published and read back
 //!     condemn    PUT condemned/<id>: from now on no commit relies on these packs
@@ -23,7 +23,7 @@
 //! condemns; tombstones go after what they entomb; when a root cannot be walked nothing is removed. Stopped anywhere, it leaves
 //! copies that the next run finds unneeded, and condemned packs that the next run deals with first. Memory: [`CollectOptions::memory`]
 //! for spools and for what is copied in one batch, 100 bytes a pack and a claim, 60 more a data pack when keys are rotated, 40 a
-//! distinct node (16 MiB of distinct content), two open packs, two index deltas of at most [`deltas::MOST`] entries.
+//! distinct node (16 MiB of distinct content), 40 a pack that is locked and not needed, two open packs, two index deltas of at most [`deltas::MOST`] entries.
 
 mod deltas;
 mod evacuation;
@@ -31,6 +31,7 @@ mod janitor;
 mod judgement;
 mod mention;
 mod plan;
+mod removal;
 mod roots;
 mod stock;
 mod survey;
@@ -49,13 +50,15 @@ use crate::time::Timestamp;
 use deltas::Deltas;
 use evacuation::{Batch, Evacuation};
 use judgement::{Judgement, condemn};
-use plan::Plan;
+use plan::{Draft, Plan};
+pub use removal::Waiting;
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use stock::Stock;
 use survey::Survey;
+pub(crate) use survey::copy_of;
 
 /// How garbage is collected.
 #[derive(Clone, Debug)]
@@ -153,6 +156,8 @@ pub struct CollectReport {
     pub young: PackSum,
     /// Packs that were condemned and are needed after all: somebody came to rely on them meanwhile, or collects them too.
     pub spared: PackSum,
+    /// What would go and is locked: left alone, or refused by the store.
+    pub waiting: Waiting,
     /// Packs that were removed.
     pub removed: PackSum,
     /// Bytes of all objects that were removed, less those that were written.
@@ -249,8 +254,10 @@ fn draw<'a>(
     // Sessions after packs: whoever stored one of these said before that it runs.
     let sessions = Sessions::list(repo, options.now)?;
     let old = if options.rotate { old_packs(repo, &stock, options, cancel, report)? } else { HashSet::new() };
-    let plan = Plan::make(options, &survey, &stock, &sessions, condemned, &old, report)?;
-    Ok((survey, stock, sessions, plan))
+    let draft = Draft::make(options, &survey, &stock, &sessions, condemned, &old, report)?;
+    let crew = Crew { threads: options.threads, cancel };
+    let kept = removal::kept(repo, draft.packs(), crew)?;
+    Ok((survey, stock, sessions, draft.plan(options, &kept, report)))
 }
 
 /// The data packs whose key is sealed to an older epoch than the newest.

@@ -6,8 +6,9 @@
 //! Two files are tables of contents of the rest: [`writer`] (windows -> chunks -> packs -> disk map -> claim, check, decision) and
 //! [`reader`] (range -> leaf -> chunk -> frame -> bytes). Besides: [`repository`] opens and makes repositories, [`catalog`] lists
 //! and pins points, [`protection`] protects and forgets them, [`retention`] says which ones rules keep, [`point`] finds them by
-//! name, [`rotation`] gives new packs another key, [`probe`] finds out what the store promises ([`store_class`]), [`verify`] proves points readable, [`heal`] makes them so again, [`stats`] says
-//! what they take, [`diff`] compares them, [`copy`] copies them to another repository. Bytes that are stored are encoded in pure files: [`descriptor`], [`key_slot`],
+//! name, [`rotation`] gives new packs another key, [`probe`] finds out what the store promises ([`store_class`]), [`locks`] keeps what is
+//! locked against removal so, [`verify`] proves points readable, [`heal`] makes them so again, [`stats`] says what they take, [`diff`]
+//! compares them, [`copy`] copies them to another repository. Bytes that are stored are encoded in pure files: [`descriptor`], [`key_slot`],
 //! [`epoch`], [`sealed`], [`snapshot`], [`note`], [`disk_map`], [`pack`], [`parity`], [`index_delta`], [`moved`], [`verified`],
 //! [`cbor`]; FORMAT.md says each of them byte by byte.
 //!
@@ -50,6 +51,8 @@ pub mod key_slot;
 mod keyring;
 pub mod keys;
 pub mod location;
+pub mod lock_for;
+pub mod locks;
 pub mod moved;
 mod nodes;
 pub mod note;

@@ -186,6 +186,7 @@ mod tests {
             copied: None,
             disks: if id == 1 { vec![disk("a")] } else { vec![disk("a"), disk("b")] },
             stats: ClaimStats::default(),
+            lock_for: None,
         }
     }
 

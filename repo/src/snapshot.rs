@@ -14,6 +14,7 @@
 use crate::cbor::{Map, Value};
 use crate::error::{Error, Kind, Result};
 use crate::id::{PackUid, RepoId, SnapshotId, WorkloadTag};
+use crate::lock_for::LockFor;
 use crate::time::Timestamp;
 use std::fmt;
 
@@ -219,6 +220,8 @@ pub struct Snapshot {
     pub disks: Vec<Disk>,
     /// What making it took.
     pub stats: ClaimStats,
+    /// How long it wants what it needs to be locked against removal.
+    pub lock_for: Option<LockFor>,
 }
 
 impl Snapshot {
@@ -365,6 +368,15 @@ impl Decision {
 const VERSION: u64 = 1;
 
 impl Claim {
+    /// The key in [`Claim::extra`] of the term of a snapshot's locks, in seconds.
+    pub const LOCK_FOR: &str = "lock_for";
+
+    /// How long a snapshot wants what it needs to be locked.
+    pub fn lock_for(&self) -> Result<Option<LockFor>> {
+        let seconds = self.extra.opt_uint(Self::LOCK_FOR)?;
+        seconds.map(|seconds| LockFor::from_seconds(seconds).map_err(|e| e.with_kind(Kind::Corrupt))).transpose()
+    }
+
     /// Body of the record.
     pub fn encode(&self) -> Result<Vec<u8>> {
         let texts = |list: &[String]| list.iter().map(|t| Value::from(t.as_str())).collect::<Vec<Value>>();
@@ -567,6 +579,21 @@ mod tests {
                     false => Err(Kind::Corrupt),
                 }
             );
+        }
+    }
+
+    #[test]
+    fn the_term_of_locks_is_a_key_of_its_own() {
+        let mut claim = sample();
+        assert_eq!(claim.lock_for().unwrap(), None);
+        for (seconds, is_term) in [(1, true), (LockFor::LONGEST, true), (0, false), (LockFor::LONGEST + 1, false)] {
+            claim.extra.remove(Claim::LOCK_FOR);
+            claim.extra.insert(Claim::LOCK_FOR, seconds);
+            let read = Claim::decode(&claim.encode().unwrap()).unwrap().lock_for();
+            match is_term {
+                true => assert_eq!(read.unwrap().unwrap().seconds(), seconds),
+                false => assert_eq!(read.unwrap_err().kind(), Kind::Corrupt),
+            }
         }
     }
 

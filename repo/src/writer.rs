@@ -4,7 +4,7 @@
 //!   Writer::begin     session; index delta numbers; the parent's maps
 //!   Writer::disk      N cutters: source.next -> chunker (all of a window, or where it changed) -> id -> parent/pending/index -> compress
 //!                     this thread: packer (seal, place, upload, publish) -> leaf -> tree builder
-//!   Writer::commit    packs durable -> PUT claim -> check -> put-if-absent decision        (the one commit point)
+//!   Writer::commit    packs durable -> PUT claim -> check -> lock -> put-if-absent decision        (the one commit point)
 //! ```
 //!
 //! Not here: where bytes come from ([`crate::window::WindowSource`]) and what a token means. What holds: nothing counts before
@@ -14,6 +14,7 @@
 
 mod commit;
 mod cutter;
+mod lock;
 mod packer;
 
 use crate::cancel::Cancel;
@@ -25,6 +26,7 @@ use crate::error::{Error, Kind, Result};
 use crate::id::PackUid;
 use crate::index::{Index, Trust};
 use crate::location::{Location, PackKind};
+use crate::lock_for::LockFor;
 use crate::nodes::{Nodes, Root};
 use crate::repository::Repository;
 use crate::seal::Compressor;
@@ -60,6 +62,8 @@ pub struct WriterOptions {
     pub trust_everyone: bool,
     /// Do everything but store anything. The index then has to be one of its own, since it learns what would be stored.
     pub dry_run: bool,
+    /// Lock everything that the snapshot needs for so long, before it counts.
+    pub lock_for: Option<LockFor>,
 }
 
 impl Default for WriterOptions {
@@ -72,6 +76,7 @@ impl Default for WriterOptions {
             pack_bytes: 32 << 20,
             trust_everyone: false,
             dry_run: false,
+            lock_for: None,
         }
     }
 }
@@ -133,7 +138,8 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Begins a backup of `workload`. The index should be in step with the store ([`Index::sync`]).
+    /// Begins a backup of `workload`. The index should be in step with the store ([`Index::sync`]). `Unsupported` when it is to be
+    /// locked and the store has no locks.
     pub fn begin(
         repo: &Arc<Repository>,
         index: &Arc<Index>,
@@ -145,6 +151,9 @@ impl Writer {
     ) -> Result<Self> {
         repo.check_writable()?;
         check_name("workload", workload)?;
+        if options.lock_for.is_some() {
+            repo.object_lock()?;
+        }
         let keys = repo.keys();
         let trust = match options.trust_everyone {
             true => Trust::Anyone,
@@ -323,8 +332,10 @@ impl Assembly {
     ) -> Result<Option<(crate::tree::Placed, Vec<u8>)>> {
         match outcome {
             Outcome::Zero => Ok(None),
-            Outcome::Parent { leaf, raw, unreadable } => {
+            Outcome::Parent { leaf, raw, unreadable, packs } => {
                 self.unreadable += unreadable;
+                packer.inherit(PackKind::Tree, leaf.at.pack);
+                packs.into_iter().for_each(|pack| packer.inherit(PackKind::Data, pack));
                 Ok(Some((leaf, raw)))
             }
             Outcome::Draft(drafts) => {
@@ -343,7 +354,10 @@ impl Assembly {
     fn entry(&mut self, draft: Draft, places: &mut VecDeque<Location>, packer: &mut Packer) -> Result<LeafEntry> {
         let hint = |at: &Location| Hint { pack: at.pack, offset: at.offset, stored_len: at.stored_len };
         let content = match draft.content {
-            DraftContent::Parent(id, hint) => LeafContent::Chunk { id, hint },
+            DraftContent::Parent(id, hint) => {
+                packer.inherit(PackKind::Data, hint.pack);
+                LeafContent::Chunk { id, hint }
+            }
             DraftContent::Known(id, at) => {
                 packer.rely_on(PackKind::Data, at.pack);
                 LeafContent::Chunk { id, hint: hint(&at) }

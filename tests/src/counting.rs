@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
 
 use coffer_repo::Result;
+use coffer_repo::backend::lock::ObjectLock;
 use coffer_repo::backend::{Backend, Listed, Put};
 use coffer_repo::store_class::StoreClass;
 use std::collections::BTreeSet;
@@ -102,5 +103,9 @@ impl<B: Backend> Backend for Counting<B> {
 
     fn weakness(&self) -> Option<(StoreClass, String)> {
         self.inner.weakness()
+    }
+
+    fn object_lock(&self) -> Option<&dyn ObjectLock> {
+        self.inner.object_lock()
     }
 }

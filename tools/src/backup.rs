@@ -10,6 +10,7 @@ use coffer_mover::backup::{Backup, BackupPlan, BackupReport};
 use coffer_mover::image_format::ImageFormat;
 use coffer_mover::source::SourceOptions;
 use coffer_repo::index::{Index, IndexOptions, LEARN_EVERY, Learner, LearnerOptions};
+use coffer_repo::lock_for::LockFor;
 use coffer_repo::repository::Repository;
 use coffer_repo::seal;
 use coffer_repo::snapshot::Snapshot;
@@ -69,6 +70,11 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "LEVEL", default_value_t = 1, value_parser = clap::value_parser!(i32).range(seal_levels()))]
     compression: i32,
 
+    /// Lock everything that the point needs against removal for so long, in a bucket with object lock: hours, days, weeks or years,
+    /// as in 30d. See 'coffer locks'
+    #[arg(long, value_name = "TERM", value_parser = str::parse::<LockFor>)]
+    lock_for: Option<LockFor>,
+
     /// Whose stored content is relied on, rather than stored again
     #[arg(long, value_enum, default_value_t = DedupScope::Trusted)]
     dedup_scope: DedupScope,
@@ -99,7 +105,7 @@ impl Arguments {
         let mut attempts_left = ATTEMPTS;
         let (report, progress) = loop {
             attempts_left -= 1;
-            let plan = self.plan(context.points(&repo)?);
+            let plan = self.plan(context.points(&repo)?, self.lock_for.or(context.settings.lock_for));
             let now = time_after(plan.parent.as_ref().map(Snapshot::time), environment::now()?, &context.terminal)?;
             let backup = Backup::begin(&repo, &index, plan, now, &cancel)?;
             let (progress, total) = (backup.progress(), backup.size()?);
@@ -135,7 +141,7 @@ impl Arguments {
 
 impl Arguments {
     /// What to do, given the points there are.
-    fn plan(&self, points: Vec<Snapshot>) -> BackupPlan {
+    fn plan(&self, points: Vec<Snapshot>, lock_for: Option<LockFor>) -> BackupPlan {
         BackupPlan {
             workload: self.workload.clone(),
             sources: self.sources.clone(),
@@ -154,6 +160,7 @@ impl Arguments {
                 compression_level: self.compression,
                 trust_everyone: self.dedup_scope == DedupScope::All,
                 dry_run: self.dry_run,
+                lock_for,
                 ..WriterOptions::default()
             },
         }

@@ -9,6 +9,7 @@ use coffer_repo::protection::Protected;
 use coffer_repo::repository::Repository;
 use coffer_repo::retention::{Candidate, Count, Rules, Stretch, TagList, Verdict, judge};
 use coffer_repo::snapshot::Snapshot;
+use coffer_repo::time::Timestamp;
 use coffer_repo::{Error, Kind};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -158,8 +159,11 @@ impl Arguments {
         self.carry_out(&repo, &repo.protected()?, &points)?;
         let lines: String =
             points.iter().map(|s| format!("{}@{} ({})\n", s.workload, s.time(), short(s.id()))).collect();
-        let text = format!("{lines}{}", self.conclusion(points.len()));
-        context.print(json!({ "dry_run": self.dry_run, "forgotten": objects(&points) }), &text)
+        let locked = locked_until(&repo, &points)?;
+        let text = format!("{lines}{}{}", self.conclusion(points.len()), waiting(locked));
+        let mut object = json!({ "dry_run": self.dry_run, "forgotten": objects(&points) });
+        object["locked_until"] = locked.map(|time| time.to_string()).into();
+        context.print(object, &text)
     }
 
     fn by_rules(&self, context: &Context, rules: &Rules) -> Result<()> {
@@ -182,12 +186,14 @@ impl Arguments {
         let going: Vec<&Snapshot> = verdicts.filter(|(_, verdict)| !verdict.stays()).map(|(point, _)| *point).collect();
         self.carry_out(&repo, &protected, &going)?;
         let tables: String = judged.iter().map(table).collect();
+        let locked = locked_until(&repo, &going)?;
         let object = json!({
             "dry_run": self.dry_run,
+            "locked_until": locked.map(|time| time.to_string()),
             "workloads": judged.iter().map(|workload| object(workload, &protected)).collect::<Vec<_>>(),
             "forgotten": objects(&going),
         });
-        context.print(object, &format!("{tables}{}", self.conclusion(going.len())))
+        context.print(object, &format!("{tables}{}{}", self.conclusion(going.len()), waiting(locked)))
     }
 
     /// The points that rules look at, by workload and time.
@@ -224,6 +230,28 @@ impl Arguments {
             (_, false) => format!("forgot {points}; 'coffer gc' frees the space that only they took\n"),
         }
     }
+}
+
+/// When the last of the claims' own locks ends: space that only these points took waits until then, at least in part.
+fn locked_until(repo: &Repository, points: &[&Snapshot]) -> Result<Option<Timestamp>> {
+    let locked = points.iter().filter(|point| point.lock_for.is_some());
+    let Some(lock) = repo.backend().object_lock() else { return Ok(None) };
+    let mut last = None;
+    for point in locked {
+        match lock.locked_until(&point.name.claim()) {
+            Ok(until) => last = last.max(until),
+            // Swept meanwhile.
+            Err(e) if e.kind() == Kind::NotFound => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(last)
+}
+
+fn waiting(locked: Option<Timestamp>) -> String {
+    locked.map_or(String::new(), |until| {
+        format!("locks hold their space until {until}; 'coffer gc' says how much waits\n")
+    })
 }
 
 fn candidate<'a>(point: &'a Snapshot, protected: &Protected) -> Candidate<'a> {

@@ -214,7 +214,7 @@ fn commit(context: &Context, repo: &Arc<Repository>, fork: &Fork, tags: &[String
             tags: tags.to_vec(),
             identity: environment::identity(),
             time: time_after(last.max(Some(origin)), environment::now()?, &context.terminal)?,
-            writer: WriterOptions::default(),
+            writer: WriterOptions { lock_for: context.settings.lock_for, ..WriterOptions::default() },
         };
         let commit = coffer_gateway::fork::Commit::begin(fork, &index, plan)?;
         let (progress, total) = (commit.progress(), Some(commit.size()));

@@ -4,11 +4,12 @@ use crate::budgets::parse_size;
 use crate::context::Context;
 use crate::environment;
 use crate::exit::Result;
+use crate::locks;
 use crate::output::size;
 use crate::signal;
 use crate::terminal::{Sample, Unit};
 use coffer_repo::Error;
-use coffer_repo::collector::{CollectOptions, CollectProgress, CollectReport, PackSum, collect};
+use coffer_repo::collector::{CollectOptions, CollectProgress, CollectReport, PackSum, Waiting, collect};
 use coffer_repo::snapshot::Claim;
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -73,7 +74,15 @@ impl Arguments {
             let lost = report.lost;
             context.terminal.warn(format!("{lost} chunks that points need are missing; 'coffer verify' says which"));
         }
-        context.print(object(&report, self.dry_run), &text(&report, self.dry_run))?;
+        // Locks last: of copies that were just made, too.
+        let raised = if self.dry_run { None } else { locks::raise_at_end(context, &repo, options.now, &cancel)? };
+        let mut object = object(&report, self.dry_run);
+        let mut text = text(&report, self.dry_run);
+        if let Some(raised) = raised {
+            text += &format!("locks      {} of {} objects raised\n", raised.short, raised.objects);
+            object["locks"] = locks::object(&raised);
+        }
+        context.print(object, &text)?;
         match report.unwalkable.into_iter().next() {
             None => Ok(()),
             Some((name, error)) => {
@@ -108,6 +117,12 @@ fn object(report: &CollectReport, dry_run: bool) -> Value {
         "copied_bytes": report.copied,
         "young": sum(&report.young),
         "spared": sum(&report.spared),
+        "waiting": json!({
+            "objects": report.waiting.objects,
+            "bytes": report.waiting.bytes,
+            "first": report.waiting.first.map(|time| time.to_string()),
+            "last": report.waiting.last.map(|time| time.to_string()),
+        }),
         "removed": sum(&report.removed),
         "freed_bytes": report.freed,
         "revoked": report.revoked.iter().map(|name| name.id.to_string()).collect::<Vec<_>>(),
@@ -121,6 +136,16 @@ fn object(report: &CollectReport, dry_run: bool) -> Value {
         "lost_chunks": report.lost,
         "damaged": report.damaged.iter().map(|(uid, _)| uid.to_string()).collect::<Vec<_>>(),
     })
+}
+
+/// What is not needed and locked.
+fn waiting(of: &Waiting) -> String {
+    let until = match (of.first, of.last) {
+        (Some(first), Some(last)) if first == last => format!(" until {last}"),
+        (Some(first), Some(last)) => format!(": the first until {first}, the last until {last}"),
+        _ => String::new(),
+    };
+    format!("{} in {} objects, locked{until}", size(of.bytes), of.objects)
 }
 
 fn text(report: &CollectReport, dry_run: bool) -> String {
@@ -137,6 +162,9 @@ fn text(report: &CollectReport, dry_run: bool) -> String {
     line("copied", &copied, "");
     line("young", &report.young, ", of running backups: left alone");
     line("spared", &report.spared, ", needed by somebody meanwhile: the next run deals with them");
+    if report.waiting.objects > 0 {
+        text += &format!("waiting    {}\n", waiting(&report.waiting));
+    }
     if !report.revoked.is_empty() || !report.unpinned.is_empty() {
         let (claims, pins) = (report.revoked.len(), report.unpinned.len());
         text +=

@@ -29,6 +29,7 @@ mod heal;
 mod init;
 mod iscsi;
 mod key;
+mod locks;
 mod manpages;
 mod mount;
 mod output;
@@ -68,7 +69,8 @@ POINT   WORKLOAD@latest, WORKLOAD@-N (the Nth before the latest), WORKLOAD@TIME,
         TIME is written 2026-11-21T02-00-00Z. POINT:DISK is a disk of it; with one disk the name may be left out.
 SOURCE  A raw, qcow2, VMDK, VHDX or VDI file, a block device, an nbd:// or nbd+unix:// URI, or - for standard input.
 
-Files   A configuration file $XDG_CONFIG_HOME/coffer/config.toml may set repository, options, password-file and key-file.
+Files   A configuration file $XDG_CONFIG_HOME/coffer/config.toml may set repository, options, password-file, key-file and
+        lock-for.
 
 Exit codes
   0  done
@@ -106,6 +108,7 @@ enum Command {
     Key(key::Arguments),
     Probe(probe::Arguments),
     Cache(cache::Arguments),
+    Locks(locks::Arguments),
     Completions(completions::Arguments),
     Manpages(manpages::Arguments),
 }
@@ -145,6 +148,7 @@ impl Command {
             Command::Key(arguments) => arguments.run(context),
             Command::Probe(arguments) => arguments.run(context),
             Command::Cache(arguments) => arguments.run(context),
+            Command::Locks(arguments) => arguments.run(context),
             Command::Completions(arguments) => arguments.run(),
             Command::Manpages(arguments) => arguments.run(),
         }

@@ -9,6 +9,7 @@
 use crate::exit::{Failure, Result};
 use coffer_mover::range_list::RangeList;
 use coffer_repo::Error;
+use coffer_repo::lock_for::LockFor;
 use coffer_repo::protection::{Protected, Protection};
 use coffer_repo::snapshot::{Copied, Snapshot};
 use coffer_repo::time::Timestamp;
@@ -122,6 +123,7 @@ pub(crate) fn snapshot(snapshot: &Snapshot) -> Value {
         "new_chunks": snapshot.stats.new_chunks,
         "new_bytes": snapshot.stats.new_raw,
         "stored_bytes": snapshot.stats.new_stored,
+        "lock_for_seconds": snapshot.lock_for.map(LockFor::seconds),
         "disks": disks,
     })
 }

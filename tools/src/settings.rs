@@ -5,6 +5,7 @@
 //!   password-file = "/etc/coffer/pass"
 //!   key-file = "/etc/coffer/key"           one of the two
 //!   options = ["region=eu-1"]              what is said about an object store
+//!   lock-for = "30d"                       what --lock-for says when it is not said
 //! ```
 //! Not here: opening anything ([`crate::context`]). What holds: a password file and a key file of one layer contradict each
 //! other and are refused; a layer that names either hides both of the layers below it. An option hides the same one of the
@@ -14,6 +15,7 @@ use crate::budgets::parse_size;
 use crate::environment::Environment;
 use crate::exit::{Result, wrong_use};
 use coffer_repo::backend::address;
+use coffer_repo::lock_for::LockFor;
 use std::path::{Path, PathBuf};
 use toml_edit::Document;
 
@@ -90,6 +92,8 @@ pub(crate) struct Settings {
     caches: Option<PathBuf>,
     disk_cache: Option<u64>,
     state: Option<PathBuf>,
+    /// How long points are locked unless something else is said.
+    pub(crate) lock_for: Option<LockFor>,
 }
 
 /// One layer.
@@ -99,6 +103,7 @@ struct Layer {
     options: Vec<StoreOption>,
     password_file: Option<PathBuf>,
     key_file: Option<PathBuf>,
+    lock_for: Option<LockFor>,
 }
 
 impl Settings {
@@ -111,6 +116,7 @@ impl Settings {
             options: globals.options.clone(),
             password_file: globals.password_file.clone(),
             key_file: globals.key_file.clone(),
+            lock_for: None,
         };
         let variables = Layer {
             repository: environment.repository,
@@ -118,6 +124,7 @@ impl Settings {
                 .map_err(|why| wrong_use(format!("COFFER_OPTIONS: {why}")))?,
             password_file: environment.password_file,
             key_file: environment.key_file,
+            lock_for: None,
         };
         let mut settings = Settings {
             location: None,
@@ -131,6 +138,7 @@ impl Settings {
             caches: globals.cache_dir.clone().or_else(|| environment.caches.map(|caches| caches.join("coffer"))),
             disk_cache: globals.disk_cache,
             state: globals.state.clone().or(environment.state),
+            lock_for: file.lock_for,
         };
         for (where_from, layer) in
             [("the command line", line), ("the environment", variables), ("the configuration file", file)]
@@ -228,8 +236,10 @@ fn parse(text: &str) -> std::result::Result<Layer, String> {
             "repository" => layer.repository = Some(value),
             "password-file" => layer.password_file = Some(value.into()),
             "key-file" => layer.key_file = Some(value.into()),
+            "lock-for" => layer.lock_for = Some(value.parse().map_err(|e: coffer_repo::Error| e.to_string())?),
             _ => {
-                return Err(format!("'{key}' is not known: there are repository, options, password-file and key-file"));
+                let known = "repository, options, password-file, key-file and lock-for";
+                return Err(format!("'{key}' is not known: there are {known}"));
             }
         }
     }
@@ -321,12 +331,15 @@ mod tests {
     }
 
     #[test]
-    fn the_file_knows_four_keys() {
+    fn the_file_knows_its_keys_and_no_others() {
         let layer = parse("options = ['region=eu']\nrepository = \"/r\"\nkey-file = '/k' # ours\n").unwrap();
         assert_eq!(layer.options, [("region".to_owned(), "eu".to_owned())]);
         assert_eq!((layer.repository.as_deref(), layer.key_file), (Some("/r"), Some("/k".into())));
+        let layer = parse("lock-for = '30d'").unwrap();
+        assert_eq!(layer.lock_for.unwrap().to_string(), "30d");
         for (bad, says) in [
             ("password = 'secret'", "'password'"),
+            ("lock-for = '30m'", "'30m'"),
             ("repository = 1", "'repository'"),
             ("options = 'region=eu'", "'options'"),
             ("options = [1]", "'options'"),

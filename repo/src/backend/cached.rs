@@ -27,6 +27,7 @@ mod room;
 mod scribe;
 mod shelf;
 
+use super::lock::ObjectLock;
 use super::{Backend, Listed, Put};
 use crate::error::{Error, Kind, Result};
 use crate::location::PackKind;
@@ -223,6 +224,10 @@ impl Backend for Cached {
 
     fn weakness(&self) -> Option<(StoreClass, String)> {
         self.store.weakness()
+    }
+
+    fn object_lock(&self) -> Option<&dyn ObjectLock> {
+        self.store.object_lock()
     }
 
     fn doubt(&self, name: &str, offset: u64, len: u64) -> bool {

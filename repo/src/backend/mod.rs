@@ -23,17 +23,20 @@ pub mod address;
 pub mod cached;
 pub mod faulty;
 pub mod local;
+pub mod lock;
 pub mod memory;
 #[cfg(feature = "object-stores")]
 pub mod object;
 pub mod schedule;
 pub mod secrets;
+pub mod vault;
 
 use crate::entropy::Entropy;
 use crate::error::{Error, Result};
 use crate::store_class::StoreClass;
 use address::Address;
 use local::Local;
+use lock::ObjectLock;
 use schedule::MinuteOfDay;
 use secrets::Secrets;
 use std::fmt;
@@ -91,7 +94,7 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// by returning an error, which is passed on.
     fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed) -> Result<()>) -> Result<()>;
 
-    /// Removes the object if it is there.
+    /// Removes the object if it is there. `Retained` when the store keeps it: it is locked.
     fn delete(&self, name: &str) -> Result<()>;
 
     /// What is known to be weak about the store, whatever a probe of it finds: the class it has at best, and why, in words. A store
@@ -104,6 +107,11 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// nearer than the object lets go of them and answers `true`: reading again may give other bytes.
     fn doubt(&self, _name: &str, _offset: u64, _len: u64) -> bool {
         false
+    }
+
+    /// The store's locks, when objects can be locked in stores of this kind. Whoever wraps a store hands on what it has.
+    fn object_lock(&self) -> Option<&dyn ObjectLock> {
+        None
     }
 }
 

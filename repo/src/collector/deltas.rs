@@ -9,6 +9,7 @@
 //! over everything it says of packs that exist; superseded deltas are deleted one run later, so that who lists them now can
 //! still read them; memory is two deltas of [`MOST`] entries.
 
+use super::removal::remove;
 use super::stock::Stock;
 use super::{CollectOptions, CollectReport};
 use crate::error::{Kind, Result};
@@ -78,8 +79,10 @@ impl Deltas {
             self.rewrite(repo, stock, &due, &superseded, report)?;
         }
         for name in &superseded {
-            repo.backend().delete(name)?;
-            report.freed = report.freed.saturating_add_unsigned(self.sizes.get(name).copied().unwrap_or(0));
+            let size = self.sizes.get(name).copied().unwrap_or(0);
+            if remove(repo, name, size, report)? {
+                report.freed = report.freed.saturating_add_unsigned(size);
+            }
         }
         Ok(())
     }

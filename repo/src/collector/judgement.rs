@@ -13,6 +13,7 @@
 
 use super::evacuation::{Copies, Evacuation, Moving, kinds_of};
 use super::mention::{self, Mention};
+use super::removal::remove;
 use super::roots::Roots;
 use super::stock::{Item, Stock};
 use super::survey::Survey;
@@ -138,7 +139,7 @@ impl Judgement {
         Ok(Some(Judgement { stock, going, spared, moved, tidying }))
     }
 
-    /// Removes what may go. Returns the packs that are left.
+    /// Removes what may go; what the store keeps stays condemned. Returns the packs that are left.
     pub(super) fn execute(
         mut self,
         repo: &Repository,
@@ -157,13 +158,15 @@ impl Judgement {
             }
             // Another collector may have been faster.
             let Some(listed) = self.stock.get(item.uid).copied() else { continue };
-            repo.backend().delete(&pack::name(item.kind, item.uid))?;
-            if listed.parity > 0 {
-                repo.backend().delete(&parity::name(item.uid))?;
+            if !remove(repo, &pack::name(item.kind, item.uid), listed.bytes, report)? {
+                continue;
             }
             report.removed.add(item.bytes);
-            report.freed = report.freed.saturating_add_unsigned(listed.bytes + listed.parity);
+            report.freed = report.freed.saturating_add_unsigned(listed.bytes);
             self.stock.remove(item.uid);
+            if listed.parity > 0 && remove(repo, &parity::name(item.uid), listed.parity, report)? {
+                report.freed = report.freed.saturating_add_unsigned(listed.parity);
+            }
         }
         for item in self.spared {
             progress.done.fetch_add(item.bytes, Relaxed);
@@ -172,7 +175,7 @@ impl Judgement {
         let Tidying { unused, merged } = self.tidying;
         let replaced = merged.into_iter().filter(|(from, _)| !misled.contains(from)).flat_map(|(_, names)| names);
         for name in unused.into_iter().chain(replaced) {
-            repo.backend().delete(&name)?;
+            remove(repo, &name, 0, report)?;
         }
         Ok(self.stock)
     }

@@ -1,6 +1,11 @@
 //! Which packs go, and which are copied out of first.
 //!
-//! Not here: doing it. What holds: packs of running sessions are left alone while nothing needs them, which is an economy and
+//! ```text
+//!   mentions -> what each pack holds that is needed -> Draft: dead, condemned before, of older epochs, mostly dead
+//!            -> less what is locked -> Plan: batches
+//! ```
+//!
+//! Not here: doing it; asking for locks ([`super::removal`]). What holds: packs of running sessions are left alone while nothing needs them, which is an economy and
 //! no safety argument; what nobody needs goes first, so that there is space for copies, and with it packs that were condemned
 //! before, since nobody relies on them any more: a copy of a node is not given up while the one to keep is condemned and in
 //! another batch; batches are small enough that what is copied in one, 400 bytes a frame with everything, stays within half of the memory.
@@ -9,6 +14,7 @@ use super::mention::{self, Mention};
 use super::stock::{Item, Stock};
 use super::survey::Survey;
 use super::{CollectOptions, CollectReport};
+use crate::backend::lock::Kept;
 use crate::error::Result;
 use crate::id::PackUid;
 use crate::pack::contents::ENTRY_LEN;
@@ -34,6 +40,15 @@ impl Use {
     }
 }
 
+/// What would be done if nothing were locked.
+pub(super) struct Draft {
+    dead: Vec<(Item, Use)>,
+    forced: Vec<(Item, Use)>,
+    aged: Vec<(Item, Use)>,
+    poor: Vec<(Item, Use)>,
+    condemned: HashSet<PackUid>,
+}
+
 /// What is to be done, in batches.
 #[derive(Debug)]
 pub(super) struct Plan {
@@ -42,7 +57,7 @@ pub(super) struct Plan {
     pub(super) condemned: HashSet<PackUid>,
 }
 
-impl Plan {
+impl Draft {
     pub(super) fn make(
         options: &CollectOptions,
         survey: &Survey<'_>,
@@ -95,6 +110,31 @@ impl Plan {
                 poor.push((*item, used));
             }
         }
+        Ok(Draft { dead, forced, aged, poor, condemned })
+    }
+
+    /// The packs that it names.
+    pub(super) fn packs(&self) -> impl Iterator<Item = &Item> {
+        self.dead.iter().chain(&self.forced).chain(&self.aged).chain(&self.poor).map(|(item, _)| item)
+    }
+
+    /// Leaves out what is locked, and makes batches of the rest.
+    pub(super) fn plan(
+        self,
+        options: &CollectOptions,
+        kept: &HashMap<PackUid, Kept>,
+        report: &mut CollectReport,
+    ) -> Plan {
+        let Draft { mut dead, mut forced, mut aged, mut poor, condemned } = self;
+        for packs in [&mut dead, &mut forced, &mut aged, &mut poor] {
+            packs.retain(|(item, used)| match kept.get(&item.uid) {
+                None => true,
+                Some(kept) => {
+                    report.waiting.add(item.bytes.saturating_sub(used.bytes), kept.until);
+                    false
+                }
+            });
+        }
         // The rest in any order, but always in the same one.
         dead.sort_by_key(|(item, _)| item.uid);
         forced.sort_by_key(|(item, _)| item.uid);
@@ -103,11 +143,12 @@ impl Plan {
         aged.sort_by_key(cost);
         poor.sort_by_key(cost);
         let limit = options.max_repack.unwrap_or(u64::MAX);
+        let is_aged: HashSet<PackUid> = aged.iter().map(|(item, _)| item.uid).collect();
         let chosen = forced.into_iter().chain(aged).chain(poor).filter(|(item, used)| {
             let fits = report.copied.saturating_add(used.bytes) <= limit;
             if fits {
                 report.copied += used.bytes;
-                let sum = if old.contains(&item.uid) { &mut report.rotated } else { &mut report.repacked };
+                let sum = if is_aged.contains(&item.uid) { &mut report.rotated } else { &mut report.repacked };
                 sum.add(item.bytes);
             }
             fits
@@ -129,9 +170,11 @@ impl Plan {
         if !batch.is_empty() {
             plan.batches.push_back(batch);
         }
-        Ok(plan)
+        plan
     }
+}
 
+impl Plan {
     /// Bytes of the packs that are to go.
     pub(super) fn bytes(&self) -> u64 {
         self.batches.iter().flatten().map(|item| item.bytes).sum()

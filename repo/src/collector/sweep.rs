@@ -7,6 +7,7 @@
 //! exist that another run condemned, claims stay: that run may be listing them. Moved records go in [`super::judgement`].
 
 use super::CollectReport;
+use super::removal::remove;
 use super::roots::{Parts, Roots};
 use super::stock::Stock;
 use super::survey::Survey;
@@ -50,17 +51,17 @@ pub(super) fn sweep(
     }
     for (name, record) in condemned {
         if record.is_some_and(|record| !record.packs.iter().any(|uid| stock.has(*uid))) {
-            repo.backend().delete(&name)?;
+            remove(repo, &name, 0, report)?;
         }
     }
     for name in sessions.ended.iter().chain(orphaned_parity) {
-        repo.backend().delete(name)?;
+        remove(repo, name, 0, report)?;
     }
     for name in probe::left_over(repo.backend(), now)? {
         repo.backend().delete(&name)?;
     }
     for record in repo.proven()?.superseded {
-        repo.backend().delete(&verified::name(record))?;
+        remove(repo, &verified::name(record), 0, report)?;
     }
     Ok(())
 }
@@ -89,17 +90,19 @@ fn sweep_claims(
     report: &mut CollectReport,
 ) -> Result<()> {
     for (name, parts) in &roots.claims {
-        if !survey.is_pinned(name.id) && sweep_claim(repo, *name, *parts, roots, survey)? {
+        if !survey.is_pinned(name.id) && sweep_claim(repo, *name, *parts, roots, survey, report)? {
             report.swept += 1;
         }
     }
     let claimed: HashSet<_> = roots.claims.keys().map(|name| name.id).collect();
     for id in roots.forgets.iter().filter(|id| !claimed.contains(id)) {
-        repo.backend().delete(&Forget::name(*id))?;
+        remove(repo, &Forget::name(*id), 0, report)?;
     }
     for object in notes {
         match repo.get_record(ObjectKind::Note, &object.name).and_then(|r| Note::decode(&r.body)) {
-            Ok(note) if !claimed.contains(&note.snapshot) => repo.backend().delete(&object.name)?,
+            Ok(note) if !claimed.contains(&note.snapshot) => {
+                remove(repo, &object.name, 0, report)?;
+            }
             Err(e) if !matches!(e.kind(), Kind::NotFound | Kind::Corrupt) => return Err(e),
             _ => {}
         }
@@ -117,8 +120,16 @@ fn delete_looks(repo: &Repository, name: ClaimName, parts: Parts) -> Result<()> 
     Ok(())
 }
 
-/// Removes the records of a dead claim; whether it was one.
-fn sweep_claim(repo: &Repository, name: ClaimName, parts: Parts, roots: &Roots, survey: &Survey<'_>) -> Result<bool> {
+/// Removes the records of a dead claim; whether it was one. What is locked keeps what comes after it: its tombstone stays as long as it
+/// does.
+fn sweep_claim(
+    repo: &Repository,
+    name: ClaimName,
+    parts: Parts,
+    roots: &Roots,
+    survey: &Survey<'_>,
+    report: &mut CollectReport,
+) -> Result<bool> {
     let forgotten = roots.is_forgotten(repo, name.id)?;
     let revoked = survey.is_revoked(name.id);
     if !forgotten && !revoked {
@@ -130,11 +141,13 @@ fn sweep_claim(repo: &Repository, name: ClaimName, parts: Parts, roots: &Roots, 
             Err(e) if e.kind() == Kind::NotFound => return Ok(false),
             Err(e) => return Err(e),
         };
-        if parts.claim {
-            repo.backend().delete(&name.claim())?;
+        if parts.claim && !remove(repo, &name.claim(), 0, report)? {
+            return Ok(false);
         }
         if decision == Decision::Commit {
-            repo.backend().delete(&name.decision())?;
+            if !remove(repo, &name.decision(), 0, report)? {
+                return Ok(false);
+            }
             delete_looks(repo, name, parts)?;
         }
     } else {
@@ -147,10 +160,12 @@ fn sweep_claim(repo: &Repository, name: ClaimName, parts: Parts, roots: &Roots, 
         if is_snapshot && repo.decide(name, Decision::Revoke)? != Some(Decision::Revoke) {
             return Ok(false);
         }
-        repo.backend().delete(&name.claim())?;
+        if !remove(repo, &name.claim(), 0, report)? {
+            return Ok(false);
+        }
     }
     if forgotten {
-        repo.backend().delete(&Forget::name(name.id))?;
+        remove(repo, &Forget::name(name.id), 0, report)?;
     }
     // Of what was revoked before, the decision stays for good and is no news.
     Ok(parts.claim)

@@ -1,6 +1,7 @@
 //! The last steps of a backup: claim, check, decision. The order is the safety argument (design, section 2).
 //!
-//! Not here: what the claim holds. What holds: tombstones are read before existence; the check covers every pack that the claim
+//! Not here: what the claim holds; which objects are locked ([`super::lock`]): that comes after the check, which may fail, and before the
+//! decision, so that no snapshot counts that lacks a lock it asked for. What holds: tombstones are read before existence; the check covers every pack that the claim
 //! relies on but for subtrees of parents, whose own check covers them as long as they are not forgotten; the decision is
 //! a register ([`crate::register`]), so that a writer that wakes up after a janitor revoked it fails loudly.
 //!
@@ -40,23 +41,36 @@ impl Writer {
             identity: self.identity.clone(),
             parents: parents.clone(),
             copied: self.copied,
-            extra: std::mem::replace(&mut self.extra, Map::new()),
+            extra: self.extra_keys(),
         };
         let name = if self.options.dry_run {
             let tag = self.repo.keys().id_key().workload_tag(&self.workload);
             ClaimName { tag, time: self.time, id: Default::default() }
         } else {
             let name = self.repo.put_claim(&claim)?;
-            if let Err(e) = self.end_rivals(name).and_then(|()| self.check()) {
+            let checked = self.end_rivals(name).and_then(|()| self.check());
+            if let Err(e) = checked.and_then(|()| self.lock_needs(name)) {
                 // Or what it leads to would be kept until the janitor comes. It is as well if this fails.
                 let _ = self.repo.decide(name, Decision::Revoke);
                 return Err(e);
             }
             self.decide(name)?;
+            self.lock_decision(name)?;
             name
         };
+        let lock_for = self.options.lock_for;
         let Writer { workload, identity, disks, copied, .. } = self;
-        Ok(Snapshot { name, workload, tags, identity, parents, copied, disks, stats })
+        Ok(Snapshot { name, workload, tags, identity, parents, copied, disks, stats, lock_for })
+    }
+
+    /// What else the claim says. The term of an original's locks is about another store.
+    fn extra_keys(&mut self) -> Map {
+        let mut extra = std::mem::replace(&mut self.extra, Map::new());
+        extra.remove(Claim::LOCK_FOR);
+        if let Some(term) = self.options.lock_for {
+            extra.insert(Claim::LOCK_FOR, term.seconds());
+        }
+        extra
     }
 
     /// Sees that no other copy of the same point counts or comes to count. Copies have the time of their original, and so lie side by side.
@@ -154,7 +168,7 @@ impl Writer {
     }
 }
 
-fn lost(why: String) -> Error {
+pub(super) fn lost(why: String) -> Error {
     Error::new(
         Kind::Overtaken,
         format!("the backup was not committed: {why}; run it again, what was uploaded is reused"),

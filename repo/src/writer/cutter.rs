@@ -26,7 +26,7 @@ use crate::seal::Compressor;
 use crate::tree::Placed;
 use crate::window::{Filled, Window, WindowSource};
 use crossbeam_channel::Sender;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ops::Range;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -44,8 +44,8 @@ pub(super) enum Message {
 pub(super) enum Outcome {
     /// It reads as zeroes.
     Zero,
-    /// It is the parent's, node and all; so many of its bytes are unreadable there.
-    Parent { leaf: Placed, raw: Vec<u8>, unreadable: u64 },
+    /// It is the parent's, node and all; so many of its bytes are unreadable there, and the others lie in these packs.
+    Parent { leaf: Placed, raw: Vec<u8>, unreadable: u64, packs: BTreeSet<PackUid> },
     /// A leaf, still without the places of its new chunks.
     Draft(Vec<Draft>),
 }
@@ -312,7 +312,11 @@ fn parents(window: u64, placed: Placed, node: &Node, leaf: &Leaf) -> Result<Outc
     let lost = leaf.entries.iter().filter(|e| e.content == LeafContent::Unreadable);
     let unreadable = lost.map(|e| u64::from(e.len_bytes())).sum();
     let raw = if window == 0 { node.encode()? } else { Vec::new() };
-    Ok(Outcome::Parent { leaf: placed, raw, unreadable })
+    let packs = leaf.entries.iter().filter_map(|entry| match &entry.content {
+        LeafContent::Chunk { hint, .. } => Some(hint.pack),
+        LeafContent::Unreadable => None,
+    });
+    Ok(Outcome::Parent { leaf: placed, raw, unreadable, packs: packs.collect() })
 }
 
 fn drafts_of_parent(leaf: &Leaf) -> Vec<Draft> {

@@ -76,6 +76,8 @@ pub(super) struct Packer {
     durable_bytes: u64,
     last_delta: Instant,
     relied_on: BTreeSet<(PackKind, PackUid)>,
+    /// Packs that the snapshot needs through what it took over from its parent, if somebody will ask.
+    inherited: BTreeSet<(PackKind, PackUid)>,
 }
 
 impl Packer {
@@ -135,6 +137,7 @@ impl Packer {
             durable_bytes: 0,
             last_delta: Instant::now(),
             relied_on: BTreeSet::new(),
+            inherited: BTreeSet::new(),
         })
     }
 
@@ -193,6 +196,18 @@ impl Packer {
     /// Notes that the snapshot needs this pack, so that the commit checks it.
     pub(super) fn rely_on(&mut self, kind: PackKind, pack: PackUid) {
         self.relied_on.insert((kind, pack));
+    }
+
+    /// Notes that the snapshot needs this pack as its parent did: the parent's check covers it, and its locks may end sooner.
+    pub(super) fn inherit(&mut self, kind: PackKind, pack: PackUid) {
+        if self.options.lock_for.is_some() {
+            self.inherited.insert((kind, pack));
+        }
+    }
+
+    /// What the snapshot needs of its parent's, if it is to be locked.
+    pub(super) fn inherited(&self) -> &BTreeSet<(PackKind, PackUid)> {
+        &self.inherited
     }
 
     /// Everything the snapshot relies on, but for subtrees of its parents.

@@ -8,7 +8,7 @@
 //!                                runtime (private)
 //! ```
 //! Not here: what locations mean ([`super::address`]), which secrets there are ([`super::secrets`]), what becomes of errors
-//! ([`failure`]), when something is tried again ([`retry`]).
+//! ([`failure`]), when something is tried again ([`retry`]), locks against removal, which OpenDAL does not know ([`object_lock`]).
 //!
 //! What holds:
 //! - **A put is create-only as far as the store can.** Up to [`PART`] bytes are one conditional PUT. Above that it is a multipart
@@ -28,15 +28,18 @@ mod budget;
 mod client;
 mod failure;
 mod hedge;
+mod object_lock;
 mod retry;
 mod runtime;
 mod service;
 mod swift;
 mod throttle;
 mod transport;
+mod versions;
 mod witness;
 
 use super::address::{ObjectAddress, Scheme};
+use super::lock::ObjectLock;
 use super::{Backend, Given, Listed, Put, RESERVED_PART, check_name, check_prefix};
 use crate::error::{Error, Kind, Result};
 use budget::Budget;
@@ -44,6 +47,7 @@ use bytes::Bytes;
 use failure::of_opendal;
 use futures_util::StreamExt;
 use hedge::Hedge;
+use object_lock::Locksmith;
 use opendal::options::{ListOptions, ReaderOptions, WriteOptions};
 use opendal::{Buffer, BytesRange, Capability, EntryMode, HttpTransporter, OperationContext, Operator};
 use runtime::Runtime;
@@ -79,6 +83,7 @@ pub struct ObjectStore {
     patience: Duration,
     /// Whether the bucket is known to be there.
     has_bucket: AtomicBool,
+    locksmith: Option<Locksmith>,
     runtime: Runtime,
 }
 
@@ -119,6 +124,7 @@ impl ObjectStore {
             memory: Budget::new(address.number("memory", MEMORY)),
             patience: Duration::from_secs(address.number("patience", retry::PATIENCE.as_secs())),
             has_bucket: AtomicBool::new(false),
+            locksmith: Locksmith::open(address, &given.secrets)?,
             runtime,
             address: address.clone(),
         })
@@ -496,6 +502,9 @@ impl Backend for ObjectStore {
 
     fn delete(&self, name: &str) -> Result<()> {
         check_name(name)?;
+        if self.delete_version(name)?.is_some() {
+            return Ok(());
+        }
         let path = name.to_owned();
         let call = Call { doing: "deleting", name, purpose: Purpose::default() };
         let deleted = self.call(&call, |operator, _| {
@@ -506,6 +515,10 @@ impl Backend for ObjectStore {
             Err(e) if e.kind() == Kind::NotFound => self.see_bucket(),
             other => other,
         }
+    }
+
+    fn object_lock(&self) -> Option<&dyn ObjectLock> {
+        self.locksmith.as_ref().map(|_| self as &dyn ObjectLock)
     }
 }
 

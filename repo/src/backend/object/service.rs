@@ -95,8 +95,16 @@ pub(super) fn build(address: &ObjectAddress, secrets: &Secrets, swift: Option<&s
     built.map_err(|e| super::failure::of_opendal(&e, &address.to_string()))
 }
 
-fn s3(address: &ObjectAddress, secrets: &Secrets, root: &str) -> Result<services::S3> {
-    let mut service = services::S3::default().bucket(address.place()).root(root);
+/// Where an S3 store's buckets are.
+pub(super) struct S3Site {
+    pub(super) region: String,
+    /// Without the bucket.
+    pub(super) endpoint: String,
+    /// The bucket is in the host's name, and not in the path.
+    pub(super) is_virtual: bool,
+}
+
+pub(super) fn s3_site(address: &ObjectAddress, secrets: &Secrets) -> Result<S3Site> {
     let region = match (address.option("region").or(secrets.get("AWS_REGION")), address.option("endpoint")) {
         (Some(region), _) => region,
         (None, Some(_)) => ANY_REGION,
@@ -106,13 +114,22 @@ fn s3(address: &ObjectAddress, secrets: &Secrets, root: &str) -> Result<services
             return Err(Error::invalid(format!("{address}: {why}")));
         }
     };
-    service = service.region(region);
-    // With it OpenDAL looks for no endpoint in variables.
     let amazon = format!("https://s3.{region}.amazonaws.com");
-    service = service.endpoint(address.option("endpoint").unwrap_or(&amazon));
     // Amazon has the bucket in the host's name, and most others in the path.
     let default_style = if address.option("endpoint").is_some() { "path" } else { "virtual" };
-    if address.option("style").unwrap_or(default_style) == "virtual" {
+    Ok(S3Site {
+        region: region.to_owned(),
+        endpoint: address.option("endpoint").map_or(amazon, str::to_owned),
+        is_virtual: address.option("style").unwrap_or(default_style) == "virtual",
+    })
+}
+
+fn s3(address: &ObjectAddress, secrets: &Secrets, root: &str) -> Result<services::S3> {
+    let site = s3_site(address, secrets)?;
+    let mut service = services::S3::default().bucket(address.place()).root(root).region(&site.region);
+    // With it OpenDAL looks for no endpoint in variables.
+    service = service.endpoint(&site.endpoint);
+    if site.is_virtual {
         service = service.enable_virtual_host_style();
     }
     if let Some(class) = address.option("storage-class") {
@@ -188,7 +205,7 @@ fn endpoint(address: &ObjectAddress) -> Result<&str> {
     })
 }
 
-fn required<'a>(address: &ObjectAddress, secrets: &'a Secrets, name: &str) -> Result<&'a str> {
+pub(super) fn required<'a>(address: &ObjectAddress, secrets: &'a Secrets, name: &str) -> Result<&'a str> {
     secrets.get(name).ok_or_else(|| {
         Error::invalid(format!(
             "{address}: {name} is missing; put it into the file of -o secret-file=FILE, or into the environment"
@@ -196,8 +213,8 @@ fn required<'a>(address: &ObjectAddress, secrets: &'a Secrets, name: &str) -> Re
     })
 }
 
-/// Base64, in which OpenDAL takes a Google credential.
-fn base64(bytes: &[u8]) -> String {
+/// Base64, in which OpenDAL takes a Google credential, and S3 a checksum.
+pub(super) fn base64(bytes: &[u8]) -> String {
     const ALPHABET: [char; 64] = {
         let mut letters = ['A'; 64];
         let mut at = 0;

@@ -1,0 +1,150 @@
+//! A page of an S3 listing of versions, as XML.
+//!
+//! ```text
+//!   <DeleteMarker><Key>..</Key><VersionId>..</VersionId>..</DeleteMarker><Version>..</Version> ..      the newest of a key first
+//!   <IsTruncated>true</IsTruncated><NextKeyMarker>..</NextKeyMarker><NextVersionIdMarker>..</NextVersionIdMarker>
+//! ```
+//!
+//! Not here: asking for it ([`super::object_lock`]). What holds: pure; foreign bytes give a page or an error and never a panic; a page
+//! that says that there is more names where.
+
+use crate::error::{Error, Result};
+
+/// One version of an object, or a delete marker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Version {
+    pub(super) key: String,
+    pub(super) id: String,
+    pub(super) is_marker: bool,
+}
+
+/// A page of a listing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Page {
+    /// By key, and of one key the newest first.
+    pub(super) versions: Vec<Version>,
+    /// Key and version after which the next page begins.
+    pub(super) next: Option<(String, String)>,
+}
+
+impl Page {
+    /// Reads a page.
+    pub(super) fn parse(body: &[u8]) -> Result<Page> {
+        let wrong = || Error::corrupt("the store's listing of versions cannot be read");
+        let text = std::str::from_utf8(body).map_err(|_| wrong())?;
+        let mut page = Page::default();
+        let mut rest = text.split_once("<ListVersionsResult").ok_or_else(wrong)?.1;
+        // What is about the page as a whole may stand before, between and after the versions.
+        let mut around = String::new();
+        loop {
+            let first = [("<Version>", "</Version>", false), ("<DeleteMarker>", "</DeleteMarker>", true)];
+            let found =
+                first.into_iter().filter_map(|kind| rest.find(kind.0).map(|at| (at, kind))).min_by_key(|(at, _)| *at);
+            let Some((at, (begin, end, is_marker))) = found else { break };
+            let (before, entry) = rest.split_at(at);
+            around.push_str(before);
+            let (entry, after) = entry.get(begin.len()..).and_then(|entry| entry.split_once(end)).ok_or_else(wrong)?;
+            let field = |name| element(entry, name).ok_or_else(wrong);
+            page.versions.push(Version {
+                key: unescaped(field("Key")?),
+                id: unescaped(field("VersionId")?),
+                is_marker,
+            });
+            rest = after;
+        }
+        around.push_str(rest);
+        if element(&around, "IsTruncated").is_some_and(|word| word.trim() == "true") {
+            let field = |name| element(&around, name).map(unescaped).filter(|text| !text.is_empty()).ok_or_else(wrong);
+            page.next = Some((field("NextKeyMarker")?, field("NextVersionIdMarker")?));
+        }
+        Ok(page)
+    }
+}
+
+/// What stands between `<name>` and `</name>`.
+fn element<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    let (_, after) = text.split_once(&format!("<{name}>"))?;
+    after.split_once(&format!("</{name}>")).map(|(inner, _)| inner)
+}
+
+/// Text with what XML writes in other ways for certain characters; what is none of these stays as it is.
+fn unescaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('&') {
+        out.push_str(before);
+        let known = after.split_once(';').and_then(|(name, after)| Some((character(name)?, after)));
+        rest = match known {
+            Some((character, after)) => {
+                out.push(character);
+                after
+            }
+            None => {
+                out.push('&');
+                after
+            }
+        };
+    }
+    out.push_str(rest);
+    out
+}
+
+fn character(name: &str) -> Option<char> {
+    match name {
+        "amp" => Some('&'),
+        "lt" => Some('<'),
+        "gt" => Some('>'),
+        "quot" => Some('"'),
+        "apos" => Some('\''),
+        _ => {
+            let number = name.strip_prefix('#')?;
+            let code = match number.strip_prefix(['x', 'X']) {
+                Some(hex) => u32::from_str_radix(hex, 16).ok()?,
+                None => number.parse().ok()?,
+            };
+            char::from_u32(code)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE: &str = r#"<?xml version="1.0" encoding="UTF-8"?>
+<ListVersionsResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>b</Name><Prefix>p/</Prefix><MaxKeys>2</MaxKeys>
+<IsTruncated>true</IsTruncated><DeleteMarker><Key>p&amp;/a</Key><VersionId>2</VersionId><IsLatest>true</IsLatest></DeleteMarker><Version>
+<Key>p&amp;/a</Key><VersionId>1</VersionId><IsLatest>false</IsLatest><ETag>&#34;5d&#34;</ETag><Owner><ID>x</ID></Owner></Version>
+<NextKeyMarker>p&#x26;/a</NextKeyMarker><NextVersionIdMarker>1</NextVersionIdMarker></ListVersionsResult>"#;
+
+    fn version(id: &str, is_marker: bool) -> Version {
+        Version { key: "p&/a".into(), id: id.into(), is_marker }
+    }
+
+    #[test]
+    fn pages_are_read() {
+        let page = Page::parse(PAGE.as_bytes()).unwrap();
+        assert_eq!(page.versions, [version("2", true), version("1", false)]);
+        assert_eq!(page.next, Some(("p&/a".into(), "1".into())));
+        let last = Page::parse(PAGE.replace("true</IsTr", "false</IsTr").as_bytes()).unwrap();
+        assert_eq!((last.versions.len(), last.next), (2, None));
+        let empty = Page::parse(b"<ListVersionsResult></ListVersionsResult>").unwrap();
+        assert_eq!(empty, Page::default());
+    }
+
+    #[test]
+    fn whatever_comes_is_a_page_or_an_error() {
+        for cut in 0..PAGE.len() {
+            let _ = Page::parse(&PAGE.as_bytes()[..cut]);
+            let mut broken = PAGE.as_bytes().to_vec();
+            broken[cut] ^= 0x41;
+            let _ = Page::parse(&broken);
+        }
+        for wrong in ["", "<html>", "<ListVersionsResult><Version><Key>a</Key></Version></ListVersionsResult>"] {
+            assert!(Page::parse(wrong.as_bytes()).is_err(), "{wrong}");
+        }
+        let endless = PAGE.replace("NextKeyMarker", "Nobody");
+        assert!(Page::parse(endless.as_bytes()).is_err());
+        assert_eq!(unescaped("a&b&;&#xzz;&#65;&lt"), "a&b&;&#xzz;A&lt");
+    }
+}
