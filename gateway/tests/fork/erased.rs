@@ -226,8 +226,8 @@ fn writers_go_on_and_what_they_write_afterwards_stays() {
         // Each wrote once more, from its beginning to its end, after the erasing had returned.
         let last = written.map(AtomicU64::into_inner);
         expected[1 << 16..(1 << 16) + 4096].copy_from_slice(&last[0].to_le_bytes().repeat(512));
-        for number in 1..3 {
-            expected[number * (1 << 20) + 512..][..8].copy_from_slice(&last[number].to_le_bytes());
+        for (number, last) in last.iter().enumerate().skip(1) {
+            expected[number * (1 << 20) + 512..][..8].copy_from_slice(&last.to_le_bytes());
         }
         assert!(contents(&fork) == expected, "round {round}");
         fork.close().unwrap();

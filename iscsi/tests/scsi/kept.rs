@@ -22,8 +22,8 @@ fn started(state: &TempDir) -> (Arc<Device>, Arc<Nexus>, Arc<Nexus>) {
 
 /// The file whose name begins so.
 fn file(state: &TempDir, start: &str) -> Option<PathBuf> {
-    let files = fs::read_dir(state.path()).unwrap().map(|entry| entry.unwrap().path());
-    files.into_iter().find(|path| path.file_name().unwrap().to_str().unwrap().starts_with(start))
+    let mut files = fs::read_dir(state.path()).unwrap().map(|entry| entry.unwrap().path());
+    files.find(|path| path.file_name().unwrap().to_str().unwrap().starts_with(start))
 }
 
 fn spoil(path: &Path) {

@@ -9,13 +9,16 @@ use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(300);
 
+/// How a command ended: its status, and its sense's key and code.
+type End = (u8, u8, [u8; 2]);
+
 fn bench(data_timeout: Duration) -> Bench {
     Bench::with(ServerOptions { data_timeout, bytes_in_flight_together: 8 << 20, ..options() }, Vec::new())
 }
 
 /// The commands of `tags` as they end, with pings meanwhile: their statuses, and the keys and codes of their senses. What the target
 /// asks for is not sent; its requests are returned, by tag.
-fn wait_out(one: &mut Initiator, tags: &[u32]) -> (BTreeMap<u32, (u8, u8, [u8; 2])>, BTreeMap<u32, u32>) {
+fn wait_out(one: &mut Initiator, tags: &[u32]) -> (BTreeMap<u32, End>, BTreeMap<u32, u32>) {
     let (mut ended, mut asked) = (BTreeMap::new(), BTreeMap::new());
     let end = Instant::now() + PATIENCE;
     while ended.len() < tags.len() {
@@ -68,7 +71,7 @@ fn writes_whose_data_do_not_come_end_and_let_go_of_their_memory() {
     for (one, tags) in &mut hoarders {
         let (ended, asked) = wait_out(one, tags);
         // ABORTED COMMAND, INITIATOR RESPONSE TIMEOUT; or there was no room for what comes unasked (TASK SET FULL).
-        let is_late = |end: &(u8, u8, [u8; 2])| *end == (2, 0x0b, [0x4b, 0x06]);
+        let is_late = |end: &End| *end == (2, 0x0b, [0x4b, 0x06]);
         assert!(ended.values().all(|end| is_late(end) || end.0 == 0x28), "{ended:?}");
         assert!(ended.values().any(is_late) && !asked.is_empty());
         // What comes now belongs to nothing, and does no harm.
