@@ -183,7 +183,9 @@ impl ObjectStore {
             return None;
         }
         let has_answered = self.wires.has_answered.load(Ordering::Relaxed);
-        witness.seen().attempts.pause(self.wires.draw(), None, has_answered, Instant::now())
+        let mut seen = witness.seen();
+        let retry_after = seen.failure.as_ref().and_then(failure::Failure::retry_after);
+        seen.attempts.pause(self.wires.draw(), retry_after, has_answered, Instant::now())
     }
 
     /// Bytes of an object and its whole length. A range is as asked, or ends where the object does.
@@ -195,7 +197,17 @@ impl ObjectStore {
             async move {
                 witness.seen().length = None;
                 let reader = operator.reader_options(&path, ReaderOptions::default()).await?;
-                let bytes = reader.read(range).await?;
+                let bytes = match reader.read(range).await {
+                    Ok(bytes) => bytes,
+                    // What the store has of such a range is all there will ever be.
+                    Err(_) if witness.seen().length.is_some_and(|length| ends_beyond(range, length)) => {
+                        return Err(opendal::Error::new(
+                            opendal::ErrorKind::RangeNotSatisfied,
+                            "the range ends beyond it",
+                        ));
+                    }
+                    Err(e) => return Err(e),
+                };
                 let told = witness.seen().length.or_else(|| Some(reader.metadata()?.content_length()));
                 let length = match told {
                     Some(length) => length,
@@ -414,6 +426,11 @@ impl ObjectStore {
     fn short(&self, name: &str, got: u64, wanted: u64) -> Error {
         Error::corrupt(format!("'{name}' in {}: the store sent {got} bytes of {wanted}", self.address))
     }
+}
+
+/// Whether a range that says where it ends does so beyond an object of that length.
+fn ends_beyond(range: BytesRange, length: u64) -> bool {
+    !range.is_suffix() && range.size().is_some_and(|size| range.offset().saturating_add(size) > length)
 }
 
 impl fmt::Debug for ObjectStore {
