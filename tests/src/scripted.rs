@@ -335,10 +335,13 @@ impl State {
                 .unwrap();
             last.clone_from(key);
         }
-        if listed.peek().is_some() {
-            write!(body, "<IsTruncated>true</IsTruncated><NextContinuationToken>{last}</NextContinuationToken>")
-                .unwrap();
+        match listed.peek() {
+            Some(_) => {
+                write!(body, "<IsTruncated>true</IsTruncated><NextContinuationToken>{last}</NextContinuationToken>")
+            }
+            None => write!(body, "<IsTruncated>false</IsTruncated>"),
         }
+        .unwrap();
         body.push_str("</ListBucketResult>");
         done(200, body.into_bytes())
     }

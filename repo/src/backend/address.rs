@@ -125,6 +125,12 @@ const OPTIONS: &[Row] = &[
     row("ca-file", HTTP, Form::Text, "certificates (PEM) to trust besides the machine's own"),
     row("connections", HTTP, Form::Count(1, 512), "most requests at once"),
     row("memory", ALL, Form::Size(LEAST_MEMORY), "most bytes held for uploads at once"),
+    row(
+        "part",
+        ALL,
+        Form::Size(5 << 20),
+        "the size of the parts of large objects, and of what goes in one request; 16M",
+    ),
     row("upload", HTTP, Form::Rates, "most bytes a second up: 20M, or by local time: 08:00-18:00=20M,*=0"),
     row("download", HTTP, Form::Rates, "the same down"),
     row("hedge", HTTP, Form::One(&["on", "off"]), "whether a read that takes unusually long is asked for twice"),

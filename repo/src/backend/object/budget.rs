@@ -25,6 +25,11 @@ impl Budget {
         Arc::new(Budget { all: bytes, free: Mutex::new(bytes), returned: Condvar::new() })
     }
 
+    /// How many pieces of this size fit into all of it.
+    pub(super) fn all_in(&self, size: usize) -> usize {
+        usize::try_from(self.all / (size as u64).max(1)).unwrap_or(usize::MAX)
+    }
+
     /// Waits for so many bytes, or for all there are.
     pub(super) fn take(self: &Arc<Self>, bytes: u64) -> Share {
         let bytes = bytes.min(self.all);
@@ -51,6 +56,7 @@ mod tests {
     fn no_more_than_the_budget_is_out() {
         const ALL: u64 = 100;
         let (budget, out) = (Budget::new(ALL), AtomicU64::new(0));
+        assert_eq!((budget.all_in(33), budget.all_in(101)), (3, 0));
         std::thread::scope(|scope| {
             for thread in 0..8u64 {
                 let (budget, out) = (&budget, &out);

@@ -81,7 +81,7 @@ impl Failure {
     /// Whether the request may have been carried out all the same.
     pub(super) fn is_unsure(&self) -> bool {
         match self {
-            Failure::Answer(answer) => answer.status >= 500,
+            Failure::Answer(answer) => answer.status >= 500 && self.is_transient(),
             Failure::Wire(wire) => !matches!(wire.trouble, Trouble::Connect | Trouble::Tls),
         }
     }

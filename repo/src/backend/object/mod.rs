@@ -11,7 +11,7 @@
 //! ([`failure`]), when something is tried again ([`retry`]), locks against removal, which OpenDAL does not know ([`object_lock`]).
 //!
 //! What holds:
-//! - **A put is create-only as far as the store can.** Up to [`PART`] bytes are one conditional PUT. Above that it is a multipart
+//! - **A put is create-only as far as the store can.** Up to a part's size it is one conditional PUT. Above that it is a multipart
 //!   upload whose completion carries the condition (S3, Azure, OSS, COS; GCS binds it to the session). Where a store ignores
 //!   the condition the class of the store is weak, which a probe finds out; nothing here pretends otherwise. Names of packs,
 //!   the only objects of that size, are random. A put by SFTP is a draft that is renamed when it is whole: atomic, and weak.
@@ -35,20 +35,20 @@ mod service;
 mod swift;
 mod throttle;
 mod transport;
+mod upload;
 mod versions;
 mod witness;
 
 use super::address::{ObjectAddress, Scheme};
 use super::lock::ObjectLock;
-use super::{Backend, Given, Listed, Put, RESERVED_PART, check_name, check_prefix};
+use super::{Backend, Given, Listed, Put, check_name, check_prefix};
 use crate::error::{Error, Kind, Result};
 use budget::Budget;
-use bytes::Bytes;
 use failure::of_opendal;
 use futures_util::StreamExt;
 use hedge::Hedge;
 use object_lock::Locksmith;
-use opendal::options::{ListOptions, ReaderOptions, WriteOptions};
+use opendal::options::{ListOptions, ReaderOptions};
 use opendal::{Buffer, BytesRange, Capability, EntryMode, HttpTransporter, OperationContext, Operator};
 use runtime::Runtime;
 use std::collections::BTreeMap;
@@ -61,10 +61,8 @@ use tokio::sync::Semaphore;
 use transport::{Counts, Transport, Wires};
 use witness::{Purpose, Witness};
 
-/// What is put in one request, and the size of the parts of what is larger.
-const PART: usize = 8 << 20;
-/// Parts of one object on their way at once.
-const PARTS_AT_ONCE: usize = 4;
+/// What is put in one request unless said otherwise, and the size of the parts of what is larger.
+const PART: u64 = 16 << 20;
 /// Entries of a listing that wait for their caller.
 const LISTED_AHEAD: usize = 1000;
 /// Requests at once unless said otherwise.
@@ -80,6 +78,8 @@ pub struct ObjectStore {
     wires: Arc<Wires>,
     swift: Option<Arc<swift::Account>>,
     memory: Arc<Budget>,
+    /// Bytes.
+    part: usize,
     patience: Duration,
     /// Whether the bucket is known to be there.
     has_bucket: AtomicBool,
@@ -122,6 +122,7 @@ impl ObjectStore {
             wires,
             swift,
             memory: Budget::new(address.number("memory", MEMORY)),
+            part: usize::try_from(address.number("part", PART)).unwrap_or(usize::MAX),
             patience: Duration::from_secs(address.number("patience", retry::PATIENCE.as_secs())),
             has_bucket: AtomicBool::new(false),
             locksmith: Locksmith::open(address, &given.secrets)?,
@@ -188,7 +189,9 @@ impl ObjectStore {
             return None;
         }
         let has_answered = self.wires.has_answered.load(Ordering::Relaxed);
-        witness.seen().attempts.pause(self.wires.draw(), None, has_answered, Instant::now())
+        let mut seen = witness.seen();
+        let retry_after = seen.failure.as_ref().and_then(failure::Failure::retry_after);
+        seen.attempts.pause(self.wires.draw(), retry_after, has_answered, Instant::now())
     }
 
     /// Bytes of an object and its whole length. A range is as asked, or ends where the object does.
@@ -200,19 +203,28 @@ impl ObjectStore {
             async move {
                 witness.seen().length = None;
                 let reader = operator.reader_options(&path, ReaderOptions::default()).await?;
-                let bytes = reader.read(range).await?;
-                let length = witness.seen().length.or_else(|| Some(reader.metadata()?.content_length()));
+                let bytes = match reader.read(range).await {
+                    Ok(bytes) => bytes,
+                    // What the store has of such a range is all there will ever be.
+                    Err(_) if witness.seen().length.is_some_and(|length| ends_beyond(range, length)) => {
+                        return Err(opendal::Error::new(
+                            opendal::ErrorKind::RangeNotSatisfied,
+                            "the range ends beyond it",
+                        ));
+                    }
+                    Err(e) => return Err(e),
+                };
+                let told = witness.seen().length.or_else(|| Some(reader.metadata()?.content_length()));
+                let length = match told {
+                    Some(length) => length,
+                    None => operator.stat(&path).await?.content_length(),
+                };
                 Ok((bytes, length))
             }
         });
         match read {
-            Ok((bytes, Some(length))) => Ok((bytes, length)),
-            Ok((_, None)) => Err(Error::new(
-                Kind::Unsupported,
-                format!("reading '{name}' in {}: the store does not tell how long the object is", self.address),
-            )),
             Err(e) if e.kind() == Kind::NotFound => Err(self.missing(name, e)),
-            Err(e) => Err(e),
+            other => other,
         }
     }
 
@@ -248,83 +260,6 @@ impl ObjectStore {
         self.has_bucket.store(true, Ordering::Relaxed);
         Ok(())
     }
-
-    /// One attempt to put. `None`: the name is taken.
-    fn try_put(&self, call: &Call, parts: &[&[u8]], witness: &Arc<Witness>) -> Result<Option<()>> {
-        let length: usize = parts.iter().map(|part| part.len()).sum();
-        let can_part = self.capability.write_can_multi && self.address.scheme() != Scheme::Swift;
-        let part = if can_part && length > PART { PART } else { length.max(1) };
-        let held = length.min(part.saturating_mul(PARTS_AT_ONCE + 3));
-        let share = self.memory.take(held as u64);
-        let options = WriteOptions {
-            if_not_exists: self.capability.write_with_if_not_exists,
-            chunk: can_part.then_some(part.max(PART)),
-            concurrent: PARTS_AT_ONCE,
-            ..WriteOptions::default()
-        };
-        // The caller copies a part when the one before the last was taken, and blocks in no runtime's way.
-        let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel::<Bytes>();
-        let (took, room) = mpsc::channel();
-        let (operator, name) = (self.operator_for(witness), call.name.to_owned());
-        // A file grows in front of everybody, so it gets its name when it is whole.
-        let draft = match self.address.scheme() {
-            Scheme::Sftp => Some(format!("{RESERVED_PART}/{:016x}{:016x}", self.wires.draw(), self.wires.draw())),
-            _ => None,
-        };
-        let (told, done) = mpsc::sync_channel(1);
-        self.runtime.spawn(async move {
-            let work = async {
-                let mut writer = operator.writer_options(draft.as_ref().unwrap_or(&name), options).await?;
-                while let Some(bytes) = receiver.recv().await {
-                    let _ = took.send(());
-                    if let Err(e) = writer.write(bytes).await {
-                        // What was uploaded of it is garbage; that it cannot be removed changes nothing.
-                        let _ = writer.abort().await;
-                        return Err(e);
-                    }
-                }
-                if let Err(e) = writer.close().await {
-                    let _ = writer.abort().await;
-                    return Err(e);
-                }
-                match &draft {
-                    Some(draft) => give_name(&operator, draft, &name).await,
-                    None => Ok(()),
-                }
-            };
-            let _ = told.send(work.await);
-        });
-        for (number, bytes) in copies(parts, part).enumerate() {
-            // An upload that ended before its content says below why.
-            if sender.send(bytes).is_err() || (number > 0 && room.recv().is_err()) {
-                break;
-            }
-        }
-        drop(sender);
-        let done = done.recv().map_err(|_| Error::internal("an upload to the object store died"))?;
-        drop(share);
-        match done {
-            Ok(()) => Ok(Some(())),
-            Err(e) if self.is_taken(witness, &e) => Ok(None),
-            Err(e) => Err(self.explain(call, witness, &e)),
-        }
-    }
-
-    /// Whether a put failed because its name is taken.
-    fn is_taken(&self, witness: &Witness, error: &opendal::Error) -> bool {
-        use opendal::ErrorKind as E;
-        matches!(error.kind(), E::ConditionNotMatch | E::AlreadyExists)
-            || witness.seen().failure.as_ref().is_some_and(failure::Failure::is_taken)
-    }
-
-    /// Whether the object is there with exactly these bytes.
-    fn is_there_with(&self, name: &str, parts: &[&[u8]]) -> Result<bool> {
-        match self.read(name, BytesRange::from(..)) {
-            Ok((there, _)) => Ok(is_equal(there, parts)),
-            Err(e) if e.kind() == Kind::NotFound => Ok(false),
-            Err(e) => Err(e),
-        }
-    }
 }
 
 impl Backend for ObjectStore {
@@ -334,33 +269,7 @@ impl Backend for ObjectStore {
 
     fn put(&self, name: &str, parts: &[&[u8]]) -> Result<Put> {
         check_name(name)?;
-        if !self.capability.write_with_if_not_exists && self.size(name)?.is_some() {
-            return Ok(Put::Exists);
-        }
-        let must_create = !self.capability.write_with_if_not_exists && self.address.scheme().is_http();
-        let call = Call { doing: "writing", name, purpose: Purpose { must_create, ..Purpose::default() } };
-        let witness = Arc::new(Witness::new(call.purpose, self.patience));
-        loop {
-            let error = match self.try_put(&call, parts, &witness) {
-                Ok(Some(())) => return Ok(Put::Created),
-                Ok(None) => None,
-                Err(e) => Some(e),
-            };
-            // What was sent may have arrived, and only the word of it was lost.
-            let is_unsure = witness.seen().is_unsure;
-            if is_unsure && self.is_there_with(name, parts)? {
-                return Ok(Put::Created);
-            }
-            let Some(error) = error else { return Ok(Put::Exists) };
-            match self.pause_after(&witness, &error) {
-                Some(pause) => std::thread::sleep(pause),
-                None if error.kind() == Kind::NotFound => {
-                    self.see_bucket()?;
-                    return Err(error.with_kind(Kind::Unavailable));
-                }
-                None => return Err(error),
-            }
-        }
+        self.upload(name, parts)
     }
 
     fn get(&self, name: &str) -> Result<Vec<u8>> {
@@ -532,87 +441,13 @@ impl ObjectStore {
     }
 }
 
+/// Whether a range that says where it ends does so beyond an object of that length.
+fn ends_beyond(range: BytesRange, length: u64) -> bool {
+    !range.is_suffix() && range.size().is_some_and(|size| range.offset().saturating_add(size) > length)
+}
+
 impl fmt::Debug for ObjectStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("ObjectStore").field(&self.address.to_string()).finish()
-    }
-}
-
-/// Gives a whole draft its name, unless that is taken by then.
-async fn give_name(operator: &Operator, draft: &str, name: &str) -> opendal::Result<()> {
-    let named = match operator.exists(name).await {
-        Ok(false) => operator.rename(draft, name).await,
-        Ok(true) => Err(opendal::Error::new(opendal::ErrorKind::ConditionNotMatch, "the name is taken")),
-        Err(e) => Err(e),
-    };
-    if named.is_err() {
-        // A draft that stays is in nobody's way.
-        let _ = operator.delete(draft).await;
-    }
-    named
-}
-
-/// The bytes of `parts`, laid end to end, in copies of `size` each; the last one is shorter.
-fn copies<'a>(parts: &'a [&'a [u8]], size: usize) -> impl Iterator<Item = Bytes> + 'a {
-    let mut parts = parts.iter().copied();
-    let mut rest: &[u8] = &[];
-    std::iter::from_fn(move || {
-        let mut copy = Vec::new();
-        while copy.len() < size {
-            if rest.is_empty() {
-                match parts.next() {
-                    Some(next) => rest = next,
-                    None => break,
-                }
-                continue;
-            }
-            if copy.capacity() == 0 {
-                copy.reserve_exact(size);
-            }
-            let (taken, left) = rest.split_at(rest.len().min(size - copy.len()));
-            copy.extend_from_slice(taken);
-            rest = left;
-        }
-        (!copy.is_empty()).then(|| Bytes::from(copy))
-    })
-}
-
-/// Whether these are the same bytes.
-fn is_equal(there: Buffer, parts: &[&[u8]]) -> bool {
-    if there.len() != parts.iter().map(|part| part.len()).sum::<usize>() {
-        return false;
-    }
-    let there = there.to_bytes();
-    let mut rest: &[u8] = &there;
-    parts.iter().all(|part| {
-        let (head, tail) = rest.split_at(part.len());
-        rest = tail;
-        head == *part
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn copies_are_made_one_by_one_and_have_their_size() {
-        let parts: [&[u8]; 5] = [b"abc", b"", b"defgh", b"i", b""];
-        for (size, expected) in [(1, 9), (2, 5), (4, 3), (9, 1), (100, 1)] {
-            let copied: Vec<Bytes> = copies(&parts, size).collect();
-            assert_eq!(copied.len(), expected);
-            assert!(copied.iter().rev().skip(1).all(|copy| copy.len() == size), "{size}");
-            assert_eq!(copied.concat(), b"abcdefghi");
-        }
-        assert_eq!(copies(&[], 4).count() + copies(&[b"", b""], 4).count(), 0);
-    }
-
-    #[test]
-    fn equal_is_equal_across_parts() {
-        let there = || Buffer::from(vec![Bytes::from_static(b"ab"), Bytes::from_static(b"cdef")]);
-        assert!(is_equal(there(), &[b"abc", b"", b"def"]) && is_equal(Buffer::new(), &[b""]));
-        for other in [&[&b"abc"[..], b"dex"][..], &[b"abcde"], &[b"abcdef", b"g"], &[]] {
-            assert!(!is_equal(there(), other), "{other:?}");
-        }
     }
 }
