@@ -31,8 +31,14 @@ pub(super) fn tidy(repo: &Repository, options: &CollectOptions, report: &mut Col
         };
         match &claim.kind {
             ClaimKind::Snapshot { .. } => {
-                if options.dry_run || repo.decide(*name, Decision::Revoke)? == Some(Decision::Revoke) {
-                    report.revoked.push(*name);
+                let decision = match options.dry_run {
+                    true => Some(Decision::Revoke),
+                    false => repo.decide(*name, Decision::Revoke)?,
+                };
+                match decision {
+                    Some(Decision::Revoke) => report.revoked.push(*name),
+                    Some(Decision::Commit) => {}
+                    None => report.contested.push(*name),
                 }
             }
             ClaimKind::Pin { purpose } if purpose == Pin::FORK => {}
