@@ -173,16 +173,15 @@ fn tebibyte(by_writer: bool) -> (Arc<Memory>, Credential, DiskContent) {
         repo.export_writer(&mover, &slot("mover", 2)).unwrap();
         repo = Arc::new(Repository::open(Arc::clone(&store) as _, &mover, Arc::new(Seeded::new(2))).unwrap());
     }
-    let block = noise(3, 65_536).stretches[&0].clone();
-    // A boot sector, and a little in each of some hundred windows: many nodes on two levels.
-    let places = (0..400u64).map(|n| n * (TIB / 400) / 65_536 * 65_536);
-    let disk = DiskContent { size: TIB, stretches: places.map(|at| (at, block.clone())).collect(), unreadable: vec![] };
+    // A boot sector, and a little in each of some hundred windows: many nodes on two levels, and many packs.
+    let stretch = |n: u64| (n * (TIB / 400) / 65_536 * 65_536, noise(n, 65_536).stretches[&0].clone());
+    let disk = DiskContent { size: TIB, stretches: (0..400).map(stretch).collect(), unreadable: vec![] };
     let dir = tempfile::tempdir().unwrap();
     let index = open_index(&repo, dir.path()).unwrap();
-    for time in [10, 20, 30] {
-        Job::new("web", time, vec![("d", &disk)]).run(&repo, &index).unwrap();
-        Job::new("db", time, vec![("d", &noise(time, 100_000))]).run(&repo, &index).unwrap();
+    for (workload, time) in [("web", 10), ("db", 15), ("web", 20)] {
+        Job::new(workload, time, vec![("d", &noise(time, 100_000))]).run(&repo, &index).unwrap();
     }
+    Job::new("web", 30, vec![("d", &disk)]).run(&repo, &index).unwrap();
     (store, passphrase(), disk)
 }
 

@@ -240,7 +240,9 @@ fn what_is_committed_and_revoked_at_once_is_neither_and_keeps_its_packs() {
     for decision in [Decision::Commit, Decision::Revoke] {
         assert_eq!(of.repo.decide(of.name, decision).unwrap(), None);
     }
-    assert_eq!(of.collect().revoked, []);
+    let report = of.collect();
+    assert_eq!((report.revoked, report.contested), (vec![], vec![of.name]));
+    assert_eq!(of.repo.contested().unwrap(), [of.name]);
     assert_eq!((of.points(), names(&*of.store, "packs/")), (0, packs));
     // Its writer was about to commit when it was revoked, and wakes up.
     of.put(&of.name.decision(), Decision::Commit);
@@ -250,7 +252,7 @@ fn what_is_committed_and_revoked_at_once_is_neither_and_keeps_its_packs() {
     of.put(&of.name.intent(), Decision::Commit);
     of.put(&of.name.revoke(), Decision::Revoke);
     of.repo.forget(of.name, at(11)).unwrap();
-    of.collect();
+    assert_eq!((of.collect().contested, of.repo.contested().unwrap()), (vec![], vec![]));
     assert_eq!((of.points(), names(&*of.store, "packs/").len()), (0, 0));
 }
 

@@ -164,6 +164,9 @@ pub struct CollectReport {
     pub freed: i64,
     /// Undecided claims that were revoked.
     pub revoked: Vec<ClaimName>,
+    /// Undecided claims that were committed and revoked at the same time, and are no points: what they hold stays until they are
+    /// forgotten.
+    pub contested: Vec<ClaimName>,
     /// Pins of the dead that were forgotten.
     pub unpinned: Vec<ClaimName>,
     /// Claims whose records were swept.
@@ -208,7 +211,8 @@ pub fn collect(
         // What a root needed that was forgotten meanwhile may have been removed by another collector. Damage is found again.
         let (survey, ..) = drawn;
         let (_, revoked) = survey.end();
-        report = CollectReport { revoked, unpinned: report.unpinned, ..CollectReport::default() };
+        let CollectReport { unpinned, contested, .. } = report;
+        report = CollectReport { revoked, unpinned, contested, ..CollectReport::default() };
         is_second_look = true;
     };
     progress.due.store(plan.bytes(), Relaxed);

@@ -18,8 +18,9 @@ use crate::backend::Put;
 use crate::error::{Kind, Result};
 use crate::repository::Repository;
 use crate::sealed::ObjectKind;
-use crate::snapshot::{ClaimName, Decision};
+use crate::snapshot::{ClaimName, ClaimPart, Decision};
 use crate::store_class::StoreClass;
+use std::collections::BTreeMap;
 
 impl Repository {
     /// Makes `decision` the one of the claim at `name`, unless there is one; the one that counts is returned. COMMIT is for the
@@ -33,6 +34,29 @@ impl Repository {
             (_, Decision::Commit) => self.commit_by_looks(name),
             (_, Decision::Revoke) => self.revoke_by_looks(name),
         }
+    }
+
+    /// Claims that were committed and revoked at the same time, so that nobody decides them any more, and that nobody forgot.
+    pub fn contested(&self) -> Result<Vec<ClaimName>> {
+        let mut parts: BTreeMap<ClaimName, Vec<ClaimPart>> = BTreeMap::new();
+        self.backend().list("snapshots/", &mut |object| {
+            if let Some((name, part)) = ClaimName::parse(&object.name) {
+                parts.entry(name).or_default().push(part);
+            }
+            Ok(())
+        })?;
+        let mut contested = Vec::new();
+        for (name, parts) in parts {
+            let has = |part| parts.contains(&part);
+            if has(ClaimPart::Intent)
+                && has(ClaimPart::Revoke)
+                && !has(ClaimPart::Decision)
+                && !self.is_forgotten(name.id)?
+            {
+                contested.push(name);
+            }
+        }
+        Ok(contested)
     }
 
     /// The decision that was put.

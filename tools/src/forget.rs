@@ -33,6 +33,10 @@ pub(crate) struct Arguments {
     #[arg(long, requires = "rules", help_heading = RULES)]
     allow_empty: bool,
 
+    /// End a backup that is neither a point nor revoked, as 'coffer gc' names it
+    #[arg(long, value_name = "ID", conflicts_with_all = ["names", "rules"])]
+    undecided: Option<String>,
+
     /// Tell what would be forgotten, and forget nothing
     #[arg(long)]
     dry_run: bool,
@@ -135,6 +139,9 @@ struct Judged<'a> {
 
 impl Arguments {
     pub(crate) fn run(&self, context: &Context) -> Result<()> {
+        if let Some(id) = &self.undecided {
+            return self.end_undecided(id, context);
+        }
         let rules = self.rules.rules();
         if rules == Rules::default() {
             return self.by_name(context);
@@ -143,6 +150,22 @@ impl Arguments {
             return Err(wrong_use("rules go with names of workloads: forget single points without rules"));
         }
         self.by_rules(context, &rules)
+    }
+
+    /// Gives up a backup that nobody decides any more.
+    fn end_undecided(&self, id: &str, context: &Context) -> Result<()> {
+        let repo = context.open()?;
+        let contested = repo.contested()?;
+        let name = contested.iter().find(|name| name.id.to_string() == id).ok_or_else(|| {
+            Error::not_found(format!(
+                "there is no backup {id} that is neither a point nor revoked; 'coffer gc' names those"
+            ))
+        })?;
+        if !self.dry_run {
+            repo.forget(*name, environment::now()?)?;
+        }
+        let text = format!("{id} of {}\n{}", name.time, self.conclusion(1));
+        context.print(json!({ "dry_run": self.dry_run, "ended": id }), &text)
     }
 
     fn by_name(&self, context: &Context) -> Result<()> {

@@ -10,7 +10,7 @@ use crate::signal;
 use crate::terminal::{Sample, Unit};
 use coffer_repo::Error;
 use coffer_repo::collector::{CollectOptions, CollectProgress, CollectReport, PackSum, Waiting, collect};
-use coffer_repo::snapshot::Claim;
+use coffer_repo::snapshot::{Claim, ClaimName};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -70,6 +70,12 @@ impl Arguments {
                 .terminal
                 .warn(format!("pack {uid} is left alone, since it is damaged: {error}; see 'coffer verify'"));
         }
+        for ClaimName { id, time, .. } in &report.contested {
+            context.terminal.warn(format_args!(
+                "the backup {id} of {time} was revoked while it was being committed: it is no point, and what it holds stays; \
+                 'coffer forget --undecided {id}' ends it"
+            ));
+        }
         if report.lost > 0 {
             let lost = report.lost;
             context.terminal.warn(format!("{lost} chunks that points need are missing; 'coffer verify' says which"));
@@ -127,6 +133,7 @@ fn object(report: &CollectReport, dry_run: bool) -> Value {
         "freed_bytes": report.freed,
         "revoked": report.revoked.iter().map(|name| name.id.to_string()).collect::<Vec<_>>(),
         "unpinned": report.unpinned.iter().map(|name| name.id.to_string()).collect::<Vec<_>>(),
+        "contested": report.contested.iter().map(|name| name.id.to_string()).collect::<Vec<_>>(),
         "swept": report.swept,
         "merged_deltas": report.merged_deltas,
         "unwalkable": report.unwalkable.iter().map(|(name, e)| json!({

@@ -36,8 +36,14 @@ pub(super) fn tidy(repo: &Repository, options: &CollectOptions, report: &mut Col
                 if claim.copied.is_some_and(|copied| !is_old(copied.begun)) {
                     continue;
                 }
-                if options.dry_run || repo.decide(*name, Decision::Revoke)? == Some(Decision::Revoke) {
-                    report.revoked.push(*name);
+                let decision = match options.dry_run {
+                    true => Some(Decision::Revoke),
+                    false => repo.decide(*name, Decision::Revoke)?,
+                };
+                match decision {
+                    Some(Decision::Revoke) => report.revoked.push(*name),
+                    Some(Decision::Commit) => {}
+                    None => report.contested.push(*name),
                 }
             }
             ClaimKind::Pin { purpose } if purpose == Pin::FORK => {}

@@ -48,3 +48,28 @@ fn a_weaker_finding_stays_and_gc_says_why_it_does_not_collect() {
     stage.ok(&["restore", "web@latest", "--to", "restored.raw"]);
     assert_eq!(stage.read("restored.raw"), stage.read("disk.raw"));
 }
+
+/// A backup that was committed and revoked in the same instant, where there is no put-if-absent.
+#[test]
+fn a_backup_that_nobody_decides_is_named_and_ended() {
+    let stage = Stage::with_repository();
+    stage.write("r/features/rocompat-store-overwriting", b"");
+    stage.write("disk.raw", &[7; 100_000]);
+    let made = stage.json(0, &["backup", "-w", "web", "disk.raw"]);
+    let id = made["snapshot"]["id"].as_str().unwrap();
+    let folder = |entry: std::fs::DirEntry| std::fs::read_dir(entry.path()).unwrap().next().unwrap().unwrap().path();
+    let claim =
+        std::fs::read_dir(stage.path("r/snapshots")).unwrap().map(|entry| folder(entry.unwrap())).next().unwrap();
+    assert!(claim.join("intent").exists());
+    // As far as whoever looks knows, somebody has revoked it, and its writer has not decided.
+    std::fs::rename(claim.join("decision"), claim.join("revoke")).unwrap();
+    let report = stage.json(3, &["gc", "--dead-after", "0"]);
+    assert_eq!(report["contested"], serde_json::json!([id]), "{report}");
+    assert!(stage.path("r/packs").exists());
+    stage.fails(1, "there is no backup beef", &["forget", "--undecided", "beef"]);
+    stage.fails(2, "--undecided", &["forget", "--undecided", id, "web@latest"]);
+    stage.ok(&["forget", "--undecided", id, "--dry-run"]);
+    assert_eq!(stage.json(0, &["forget", "--undecided", id])["ended"], id);
+    stage.ok(&["gc", "--dead-after", "0"]);
+    assert!(!stage.path("r/packs").exists());
+}
