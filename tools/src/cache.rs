@@ -28,7 +28,7 @@ enum Command {
     Clear {
         /// Of this repository alone
         #[arg(value_name = "ID")]
-        repository: Option<RepoId>,
+        only: Option<RepoId>,
     },
 }
 
@@ -43,10 +43,10 @@ impl Arguments {
                 let text = output::table(&["repository", "objects", "taken"], 1, taken.iter().map(row));
                 context.print(json!({ "caches": taken.iter().map(object).collect::<Vec<_>>() }), &text)
             }
-            Command::Clear { repository } => {
+            Command::Clear { only } => {
                 let mut cleared = Vec::new();
                 for (id, folder) in caches {
-                    if repository.is_none_or(|only| only == id) {
+                    if only.is_none_or(|only| only == id) {
                         let taken = usage(&folder)?;
                         clear(&folder)?;
                         cleared.push((id, taken));
