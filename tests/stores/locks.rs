@@ -109,7 +109,7 @@ fn is_held_against_everybody(plain: Place, name: &'static str) {
     assert!(read_disk(&repo, &one, "d").unwrap() == first && read_disk(&repo, &two, "d").unwrap() == second);
 
     // More than half of the term later they are due, and are raised.
-    let later = LockOptions { now: at(now() + 2000), ..options };
+    let later = LockOptions { now: at(now() + 2400), ..options };
     assert_eq!(audit(later).short, report.objects);
     assert_eq!(locks::extend(&repo, later, &cancel).unwrap().short, report.objects);
     assert!(audit(later).is_clean());
