@@ -256,7 +256,7 @@ fn an_audit_names_every_object_that_lost_its_lock_and_what_is_hidden() {
     let pack = needed.iter().find(|name| name.starts_with("packs/")).unwrap();
     scene.vault.unlock(pack);
     scene.vault.delete(pack).unwrap();
-    assert_eq!(scene.audit().missing, [pack.clone()]);
+    assert_eq!(scene.audit().missing, std::slice::from_ref(pack));
 }
 
 /// The longest lock of any point that needs something holds, whichever came first, and only the points that are kept raise it.
@@ -272,7 +272,7 @@ fn a_lock_is_as_long_as_the_longest_that_asks() {
     scene.back_up("web", &bytes, Some(long.clone()), term(800)).unwrap();
     assert_eq!(until(&scene), BEGIN + 8000);
     scene.pass_time(3000);
-    assert_eq!(scene.extend().short > 0, true, "the short one's own claim has less than half of its term left");
+    assert!(scene.extend().short > 0, "the short one's own claim has less than half of its term left");
     assert_eq!(until(&scene), BEGIN + 8000, "more than half of the long one's is left");
     scene.pass_time(2000);
     scene.extend();
