@@ -281,7 +281,8 @@ fn requests_are_counted_and_as_few_as_can_be() {
     store.size("a").unwrap();
     store.delete("a").unwrap();
     let counts = store.requests();
-    assert_eq!((counts["PUT"], counts["GET"], counts["HEAD"], counts["DELETE"]), (1, 3, 1, 1), "{counts:?}");
+    // One of the GETs asks once whether the bucket has object lock, which decides how objects are deleted.
+    assert_eq!((counts["PUT"], counts["GET"], counts["HEAD"], counts["DELETE"]), (1, 4, 1, 1), "{counts:?}");
 }
 
 #[test]

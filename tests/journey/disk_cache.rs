@@ -79,13 +79,13 @@ fn a_cache_on_a_small_disk_or_one_that_goes_is_no_trouble() {
     for _ in 0..3 {
         let running = coffer.start(&["mount", "mnt", "--disk-cache", "1G"], "mounted at");
         coffer.assert_same("disk.raw", "mnt/web/latest/vda.raw");
+        wait_until_kept(&coffer, MIB);
         assert!(kept(&coffer) <= 8 * MIB);
         coffer.run(&["cache", "clear"]);
         coffer.assert_same("disk.raw", "mnt/web/latest/vda.raw");
         let ended = running.terminate();
         assert!(ended.status.success(), "{ended}");
     }
-    assert!(kept(&coffer) > MIB, "{} bytes are kept", kept(&coffer));
 }
 
 /// The disk fills up although there was space when it was looked at: the cache stays as small as it is, says so once, and every read is

@@ -248,6 +248,8 @@ fn listings_are_complete(store: &dyn Backend) {
 fn listings_during_puts(store: &dyn Backend) {
     const OLD: usize = 100;
     const LEN: usize = 100_000;
+    /// Objects that each writer puts at most: where puts are quicker than looks each listing would be a multiple of the last.
+    const MOST: usize = 300;
     let name = |i: usize| format!("index/{:02x}/{i:06}", i % 7);
     for i in 0..OLD {
         create(store, &name(i), &pattern(i, LEN));
@@ -257,8 +259,9 @@ fn listings_during_puts(store: &dyn Backend) {
         for writer in 0..2 {
             let stop = &stop;
             scope.spawn(move || {
-                let own = (OLD + writer..).step_by(2).take_while(|_| !stop.load(Ordering::Relaxed));
-                own.for_each(|i| create(store, &name(i), &pattern(i, LEN)));
+                let own = (OLD + writer..).step_by(2).take(MOST);
+                own.take_while(|_| !stop.load(Ordering::Relaxed))
+                    .for_each(|i| create(store, &name(i), &pattern(i, LEN)));
             });
         }
         let listing = scope.spawn(|| {

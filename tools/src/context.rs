@@ -89,12 +89,7 @@ impl Context {
     }
 
     fn open_alone(&self, address: &Address, opener: &Opener) -> Result<Repository> {
-        let backend = store::open(address).map_err(|failure| match failure {
-            Failure::Failed(e) if e.kind() == Kind::NotFound => {
-                e.within("there is no repository; 'coffer init' makes one").into()
-            }
-            other => other,
-        })?;
+        let backend = store::open_existing(address)?;
         // Before anybody is asked for a passphrase in vain.
         if backend.size(descriptor::OBJECT_NAME)?.is_none() {
             let why = format!("{address} is not a Coffer repository; 'coffer init' makes one");

@@ -37,7 +37,7 @@ pub(crate) struct Arguments {
 impl Arguments {
     pub(crate) fn run(&self, context: &Context) -> Result<()> {
         let address = context.address()?;
-        let connections = connect(|| store::open(&address))?;
+        let connections = connect(|| store::open_existing(&address))?;
         let [first, ..] = &connections;
         // Whoever is asked for a passphrase should not be asked in vain, nor wait for it.
         let repo = match first.size(descriptor::OBJECT_NAME)? {

@@ -7,8 +7,9 @@
 use crate::context::entropy;
 use crate::credential;
 use crate::environment;
-use crate::exit::{Result, wrong_use};
+use crate::exit::{Failure, Result, wrong_use};
 use crate::settings::StoreOption;
+use coffer_repo::Kind;
 use coffer_repo::backend::address::{Address, ObjectAddress};
 use coffer_repo::backend::secrets::Secrets;
 use coffer_repo::backend::{self, Backend, Given};
@@ -23,6 +24,16 @@ pub(crate) fn address(location: &str, options: &[StoreOption]) -> Result<Address
 /// Opens the store at an address.
 pub(crate) fn open(address: &Address) -> Result<Arc<dyn Backend>> {
     Ok(backend::open(address, &given(address)?)?)
+}
+
+/// Opens the store of a repository.
+pub(crate) fn open_existing(address: &Address) -> Result<Arc<dyn Backend>> {
+    open(address).map_err(|failure| match failure {
+        Failure::Failed(e) if e.kind() == Kind::NotFound => {
+            e.within("there is no repository; 'coffer init' makes one").into()
+        }
+        other => other,
+    })
 }
 
 /// Opens the store at an address for a new repository.

@@ -60,7 +60,8 @@ impl Meter {
 impl Due {
     /// `Err`: nanoseconds to wait.
     fn admit(&mut self, limits: Limits, now: u64, bytes: u64) -> Result<(), u64> {
-        let latest = self.operations.max(self.bytes);
+        // Who moves no bytes does not wait for them, or one who moves them all the time could keep it waiting for ever.
+        let latest = if bytes == 0 { self.operations } else { self.operations.max(self.bytes) };
         if latest > now {
             return Err(latest - now);
         }
@@ -114,6 +115,7 @@ mod tests {
         let mut due = Due::default();
         assert_eq!(due.admit(limits(0, 1000), 1000 * MS, 5000), Ok(()));
         assert_eq!(due.admit(limits(0, 1000), 1000 * MS, 1), Err(4900 * MS));
+        assert_eq!(due.admit(limits(0, 1000), 1000 * MS, 0), Ok(()), "what moves nothing waits for no bytes");
         assert_eq!(due.admit(limits(0, 1000), 5900 * MS, 1), Ok(()));
     }
 

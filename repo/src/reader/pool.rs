@@ -23,6 +23,8 @@ type Job = Box<dyn FnOnce(&mut Scratch) + Send>;
 
 /// Jobs that may wait, per core.
 const QUEUE: usize = 16;
+/// A job that waited less than this waited for a store that is near, or for a disk: more threads would only take memory.
+const NEAR: Duration = Duration::from_millis(5);
 /// How long a time the threads' number goes by, about: what was before counts half.
 const LATELY: Duration = Duration::from_millis(500);
 
@@ -180,6 +182,7 @@ impl Crew {
 
     /// Takes note of where the time of a job went.
     fn learn(&self, took: Duration, waited: Duration) {
+        let waited = if waited < NEAR { Duration::ZERO } else { waited };
         let mut lately = self.lately.lock().unwrap_or_else(PoisonError::into_inner);
         lately.waiting += waited;
         lately.working += took.saturating_sub(waited);

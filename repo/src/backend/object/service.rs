@@ -243,7 +243,7 @@ mod tests {
     #[test]
     fn base64_is_base64() {
         for (plain, text) in
-            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy"), ("\u{3fff}", "45+/")]
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy"), ("\u{3fff}", "47+/")]
         {
             assert_eq!(base64(plain.as_bytes()), text);
         }
