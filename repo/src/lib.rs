@@ -76,6 +76,7 @@ pub mod stats;
 pub mod store_class;
 pub mod time;
 mod tree;
+mod unwalkable;
 pub mod verified;
 pub mod verify;
 pub mod window;

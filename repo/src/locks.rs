@@ -13,7 +13,7 @@
 //! forgotten raise nothing any more; the time that is given decides which locks are renewed, and never when one ends: that is the
 //! store's own clock. Memory as `needs` and `trail` say, and the names of what is short, hidden or missing, 10,000 each at most.
 
-mod needs;
+pub(crate) mod needs;
 pub(crate) mod padlock;
 pub(crate) mod trail;
 
@@ -30,7 +30,6 @@ use crate::pack;
 use crate::repository::Repository;
 use crate::snapshot::{ClaimName, Snapshot};
 use crate::time::Timestamp;
-pub(crate) use needs::Packs;
 use padlock::{Deed, Tally};
 pub use padlock::{MOST_NAMED, Short};
 use std::sync::Arc;
@@ -136,7 +135,7 @@ fn survey(
     asking.sort_by_key(|(point, due)| (std::cmp::Reverse(*due), point.name));
     let Some((_, longest)) = asking.first().copied() else { return Ok(report) };
     let (mut packs, unwalkable) = needs::gather(repo, &asking, crew)?;
-    report.unreadable.extend(unwalkable);
+    report.unreadable.extend(unwalkable.into_list());
     let Trail { records, packs: led } = trail::follow(repo, &mut packs)?;
     let own = own_objects(repo)?;
     let Tally { objects, short, named, missing } = padlock::work(lock, deed, crew, |hand| {

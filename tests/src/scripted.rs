@@ -201,7 +201,7 @@ fn read(reader: &mut BufReader<TcpStream>, writer: &mut TcpStream) -> std::io::R
             Some((name, value)) => headers.insert(name.to_ascii_lowercase(), value.trim().to_owned()),
         };
     }
-    if headers.get("expect").is_some() {
+    if headers.contains_key("expect") {
         writer.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
     }
     let mut body = vec![0; headers.get("content-length").map_or(0, |length| length.parse().unwrap())];

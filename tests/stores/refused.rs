@@ -47,7 +47,7 @@ fn a_clock_that_is_wrong() {
     let coffer = Coffer::new_in(place);
     let mut late = coffer.outside("faketime");
     let command = coffer.command(&["init"]);
-    late.env_clear().env("FAKETIME_DONT_FAKE_MONOTONIC", "1").arg("-1 day").arg(command.get_program());
+    late.env_clear().env("FAKETIME_DONT_FAKE_MONOTONIC", "1").args(["-f", "-1d"]).arg(command.get_program());
     late.args(command.get_args());
     late.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
     let ended = attempt(&mut late);

@@ -21,6 +21,7 @@ use crate::repository::Repository;
 use crate::sealed::ObjectKind;
 use crate::snapshot::{Claim, ClaimKind, ClaimName, Decision, Disk};
 use crate::spool::Spool;
+use crate::unwalkable::Unwalkable;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,7 +38,7 @@ pub(super) struct Survey<'a> {
     /// Needed and moved mentions.
     spools: Vec<Spool<'a>>,
     walked: Walked,
-    unwalkable: Mutex<Vec<(ClaimName, Error)>>,
+    unwalkable: Unwalkable,
     is_dry: bool,
     /// Undecided claims that this collection revoked; in a dry run, those it would have.
     revoked: Vec<ClaimName>,
@@ -100,7 +101,7 @@ impl<'a> Survey<'a> {
             nodes: Nodes::new(Arc::clone(repo), NODE_CACHE)?,
             spools: (0..crew.threads).map(spool).collect(),
             walked: Walked::default(),
-            unwalkable: Mutex::default(),
+            unwalkable: Unwalkable::default(),
             is_dry: options.dry_run,
             revoked,
             moved: HashSet::new(),
@@ -114,7 +115,7 @@ impl<'a> Survey<'a> {
 
     /// Whether there is a root that cannot be walked.
     pub(super) fn is_incomplete(&self) -> bool {
-        !self.unwalkable.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+        !self.unwalkable.is_empty()
     }
 
     /// Whether a claim that was looked at turned out to be a revoked snapshot.
@@ -129,7 +130,7 @@ impl<'a> Survey<'a> {
 
     /// The roots that cannot be walked, and the claims that were revoked.
     pub(super) fn end(self) -> (Vec<(ClaimName, Error)>, Vec<ClaimName>) {
-        (self.unwalkable.into_inner().unwrap_or_else(PoisonError::into_inner), self.revoked)
+        (self.unwalkable.into_list(), self.revoked)
     }
 
     /// Lists what may be a root, and walks what was not walked before.
@@ -143,16 +144,13 @@ impl<'a> Survey<'a> {
             // What a root of this listing needed was removed, and that root counts no more. The nodes that could not be read may
             // belong to other maps, too, and what was built on that root may not have been listed.
             self.walked = Walked::default();
-            self.unwalkable = Mutex::default();
+            self.unwalkable = Unwalkable::default();
         }
     }
 
     /// Revokes what is undecided and cannot be walked. Whether a root of the listing is none any more, by this or by others.
     fn end_dead(&mut self) -> Result<bool> {
-        let unwalkable = self.unwalkable.lock().unwrap_or_else(PoisonError::into_inner);
-        let names: Vec<ClaimName> = unwalkable.iter().map(|(name, _)| *name).collect();
-        drop(unwalkable);
-        for name in names {
+        for name in self.unwalkable.names() {
             let mut is_dead = self.is_dead(name)?;
             for pin in self.walked.pinned.get(&name.id).into_iter().flatten() {
                 is_dead = is_dead && self.is_dead(*pin)?;
@@ -185,7 +183,7 @@ impl<'a> Survey<'a> {
         };
         let work = |task: Task, spool: &mut Spool<'a>| {
             let Task { claim, leaf } = task;
-            self.tolerate(claim, self.spool_leaf(leaf, spool))
+            self.unwalkable.tolerate(claim, self.spool_leaf(leaf, spool))
         };
         let spools = self.crew.run(begin, work, |hand| {
             let mut feed = Feed { survey: self, hand, walked: &mut walked };
@@ -194,20 +192,6 @@ impl<'a> Survey<'a> {
         // The feeding thread mentions inner nodes through tasks of their own, so that one spool has one thread.
         (self.spools, self.walked) = (spools, walked);
         Ok(())
-    }
-
-    /// Notes what keeps a root from being walked; everything else ends the collection.
-    fn tolerate(&self, claim: ClaimName, result: Result<()>) -> Result<()> {
-        match result {
-            Err(e) if matches!(e.kind(), Kind::Corrupt | Kind::NotFound) => {
-                let mut unwalkable = self.unwalkable.lock().unwrap_or_else(PoisonError::into_inner);
-                if !unwalkable.iter().any(|(name, _)| *name == claim) {
-                    unwalkable.push((claim, e));
-                }
-                Ok(())
-            }
-            other => other,
-        }
     }
 
     /// Learns where things were moved meanwhile. To be asked after packs were listed: what another collector removed before that
@@ -326,7 +310,7 @@ impl Feed<'_, '_, '_> {
             // In a dry run the store does not say so.
             Ok(Found::Root(_)) if survey.revoked.contains(&name) => Found::Revoked,
             Ok(found) => found,
-            Err(e) => return survey.tolerate(name, Err(e)),
+            Err(e) => return survey.unwalkable.tolerate(name, Err(e)),
         };
         match found {
             Found::Nothing | Found::Pin(None) => Ok(()),
@@ -341,7 +325,7 @@ impl Feed<'_, '_, '_> {
                     Some(of) if self.walked.claims.insert(held) => match survey.repo.read_claim(of) {
                         Ok(Claim { kind: ClaimKind::Snapshot { disks, .. }, .. }) => self.disks(of, &disks),
                         Ok(_) => Ok(()),
-                        Err(e) => survey.tolerate(of, Err(e)),
+                        Err(e) => survey.unwalkable.tolerate(of, Err(e)),
                     },
                     // Walked as a root of its own, or swept before the pin was put, which its maker found out.
                     _ => Ok(()),
@@ -362,7 +346,7 @@ impl Feed<'_, '_, '_> {
                     }
                 }
             });
-            self.survey.tolerate(claim, walked)?;
+            self.survey.unwalkable.tolerate(claim, walked)?;
         }
         Ok(())
     }
@@ -380,7 +364,7 @@ impl Feed<'_, '_, '_> {
             let node = match self.survey.nodes.read(child, level) {
                 Ok(node) => Arc::new(node),
                 Err(e) => {
-                    self.survey.tolerate(claim, Err(e))?;
+                    self.survey.unwalkable.tolerate(claim, Err(e))?;
                     continue;
                 }
             };

@@ -11,15 +11,16 @@
 use crate::collector::copy_of;
 use crate::crew::Crew;
 use crate::disk_map::{Child, Inner, LeafContent, Node};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::id::PackUid;
 use crate::location::PackKind;
 use crate::lock_for::Due;
 use crate::nodes::{Nodes, Root};
 use crate::repository::Repository;
 use crate::snapshot::{ClaimName, Snapshot};
+use crate::unwalkable::Unwalkable;
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 /// Bytes of decoded nodes kept.
 const NODE_CACHE: u64 = 4 << 20;
@@ -48,22 +49,19 @@ impl Packs {
     }
 }
 
-/// A claim whose maps cannot be walked, and why.
-pub(super) type Unwalkable = (ClaimName, Error);
-
 /// Walks the maps of `points`, which come with the longest due first.
 pub(super) fn gather(
     repo: &Arc<Repository>,
     points: &[(&Snapshot, Due)],
     crew: Crew<'_>,
-) -> Result<(Packs, Vec<Unwalkable>)> {
+) -> Result<(Packs, Unwalkable)> {
     let nodes = Nodes::new(Arc::clone(repo), NODE_CACHE)?;
-    let unwalkable = Mutex::default();
+    let unwalkable = Unwalkable::default();
     let walk = Walk { repo, nodes: &nodes, unwalkable: &unwalkable };
     let mut packs = Packs::default();
     let work = |Leaf { claim, child, due }: Leaf, packs: &mut Packs| {
         let read = nodes.read(&child, 0).map(|node| note_chunks(&node, due, packs));
-        walk.tolerate(claim, read)
+        unwalkable.tolerate(claim, read)
     };
     let parts = crew.run(
         || Ok(Packs::default()),
@@ -76,7 +74,7 @@ pub(super) fn gather(
     for (kind, uid, due) in parts.iter().flat_map(Packs::iter) {
         packs.need(kind, uid, due);
     }
-    Ok((packs, unwalkable.into_inner().unwrap_or_else(PoisonError::into_inner)))
+    Ok((packs, unwalkable))
 }
 
 /// A leaf to be read.
@@ -90,23 +88,7 @@ struct Leaf {
 struct Walk<'a> {
     repo: &'a Repository,
     nodes: &'a Nodes,
-    unwalkable: &'a Mutex<Vec<Unwalkable>>,
-}
-
-impl Walk<'_> {
-    /// Notes what keeps a map from being walked; everything else ends the walk.
-    fn tolerate(&self, claim: ClaimName, result: Result<()>) -> Result<()> {
-        match result {
-            Err(e) if matches!(e.kind(), Kind::Corrupt | Kind::NotFound) => {
-                let mut unwalkable = self.unwalkable.lock().unwrap_or_else(PoisonError::into_inner);
-                if !unwalkable.iter().any(|(name, _)| *name == claim) {
-                    unwalkable.push((claim, e));
-                }
-                Ok(())
-            }
-            other => other,
-        }
-    }
+    unwalkable: &'a Unwalkable,
 }
 
 /// The thread that goes through points and inner nodes, and hands out leaves.
@@ -129,7 +111,7 @@ impl Feed<'_, '_> {
                         Ok(())
                     }
                 });
-            self.walk.tolerate(point.name, walked)?;
+            self.walk.unwalkable.tolerate(point.name, walked)?;
         }
         Ok(())
     }
@@ -148,7 +130,7 @@ impl Feed<'_, '_> {
             match self.walk.nodes.read(child, level) {
                 Ok(Node::Inner(inner)) => self.below(claim, &inner, due)?,
                 Ok(Node::Leaf(_)) => return Err(Error::internal("a leaf turned out to lie among inner nodes")),
-                Err(e) => self.walk.tolerate(claim, Err(e))?,
+                Err(e) => self.walk.unwalkable.tolerate(claim, Err(e))?,
             }
         }
         Ok(())

@@ -15,8 +15,9 @@ use crate::cancel::Cancel;
 use crate::crew::Crew;
 use crate::error::Result;
 use crate::lock_for::Due;
+use crate::locks::needs::Packs;
 use crate::locks::padlock::{self, Deed};
-use crate::locks::{Packs, own_objects, trail};
+use crate::locks::{own_objects, trail};
 use crate::pack;
 use crate::snapshot::ClaimName;
 

@@ -79,6 +79,8 @@ impl Site {
         let mut warden = warden.spawn().unwrap();
         let pipe = Arc::new(Mutex::new(warden.stdin.take().unwrap()));
         PIPES.lock().unwrap().push((folder.clone(), Arc::clone(&pipe)));
+        // It ends after this value, when the pipe has closed and all is down: nobody else is there to take its status.
+        std::thread::spawn(move || warden.wait());
         Site { folder, pipe, daemons: Mutex::default() }
     }
 
