@@ -16,6 +16,9 @@ use std::thread;
 /// Who puts at once under one name.
 const RACERS: usize = 8;
 
+/// One point of the contract, on an empty store.
+type Check = fn(&dyn Backend);
+
 /// What a store promises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
@@ -37,12 +40,12 @@ pub fn run(make: &dyn Fn() -> Arc<dyn Backend>) {
 
 /// Runs what a store of that class promises.
 pub fn run_as(class: Class, make: &dyn Fn() -> Arc<dyn Backend>) {
-    let (again, racing): (fn(&dyn Backend), fn(&dyn Backend)) = match class {
+    let (again, racing): (Check, Check) = match class {
         Class::Strong => (the_first_put_counts, one_of_racing_puts_creates),
         Class::Weak => (the_first_put_counts, racing_puts_leave_one_whole),
         Class::FakeGcs => (the_last_put_counts, racing_puts_leave_one_whole),
     };
-    let checks: [fn(&dyn Backend); 15] = [
+    let checks: [Check; 15] = [
         again,
         racing,
         ranges_are_exact_or_corrupt,
