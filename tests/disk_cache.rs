@@ -11,6 +11,7 @@ use coffer_tests::counting::Counting;
 use coffer_tests::dice::Dice;
 use coffer_tests::disk::DiskContent;
 use coffer_tests::distant::Distant;
+use coffer_tests::program::LIMIT;
 use coffer_tests::rig::{self, Job};
 use std::collections::BTreeSet;
 use std::fs::OpenOptions;
@@ -19,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const MIB: usize = 1 << 20;
 /// More than any test keeps.
@@ -133,14 +134,20 @@ fn whatever_happens_to_the_files_the_bytes_are_right() {
     let budget = 6 * MIB as u64;
     // More than fits, so that files go all the time.
     let caches: Vec<Cached> = (0..3).map(|_| cached(&store, &folder, budget, Intake::Keep)).collect();
-    let (is_over, reads, harms) = (AtomicBool::new(false), AtomicU64::new(0), Mutex::new(BTreeSet::new()));
+    let (is_over, harms) = (AtomicBool::new(false), Mutex::new(BTreeSet::new()));
+    // On a loaded machine it takes a while until each was done to a file that was there.
+    let began = Instant::now();
+    let all_done = || harms.lock().unwrap().len() == 6 || began.elapsed() > LIMIT;
     thread::scope(|scope| {
         let readers: Vec<_> = (0..6)
             .map(|reader: usize| {
-                let (cached, objects, reads) = (&caches[reader % 3], &objects, &reads);
+                let (cached, objects, all_done) = (&caches[reader % 3], &objects, &all_done);
                 scope.spawn(move || {
                     let mut dice = Dice::new(SEED + reader as u64);
-                    for _ in 0..1500 {
+                    for round in 0.. {
+                        if round >= 1500 && all_done() {
+                            break;
+                        }
                         let (name, bytes) = &objects[dice.index(objects.len())];
                         let longest = 1 << (8 + dice.index(13));
                         let range = dice.range(bytes.len(), longest);
@@ -158,7 +165,6 @@ fn whatever_happens_to_the_files_the_bytes_are_right() {
                         if dice.once_in(100) {
                             cached.doubt(name, range.start as u64, range.len() as u64);
                         }
-                        reads.fetch_add(1, Relaxed);
                     }
                 })
             })
@@ -178,7 +184,6 @@ fn whatever_happens_to_the_files_the_bytes_are_right() {
         is_over.store(true, Relaxed);
         vandal.join().unwrap();
     });
-    assert_eq!(reads.load(Relaxed), 9000);
     assert_eq!(harms.lock().unwrap().len(), 6, "every kind of harm was done");
     for cached in &caches {
         cached.settle();

@@ -19,6 +19,8 @@ mod copied;
 mod crowd;
 #[path = "journey/disk_cache.rs"]
 mod disk_cache;
+#[path = "journey/far.rs"]
+mod far;
 #[path = "journey/fleet.rs"]
 mod fleet;
 #[path = "journey/forks.rs"]

@@ -17,8 +17,8 @@ pub(crate) mod needs;
 pub(crate) mod padlock;
 pub(crate) mod trail;
 
-use crate::backend::list_sorted;
 use crate::backend::lock::{Hidden, ObjectLock};
+use crate::backend::{Backend, list_sorted};
 use crate::cancel::Cancel;
 use crate::crew::Crew;
 use crate::descriptor;
@@ -100,6 +100,27 @@ pub fn extend(repo: &Arc<Repository>, options: LockOptions, cancel: &Cancel) -> 
     survey(repo, repo.object_lock()?, Deed::Raise, options, cancel)
 }
 
+/// Removes whatever hides the objects that a repository is opened by, which takes no key: how many of them show again. Only names that a
+/// repository has are touched, since nothing says yet that the store holds one.
+pub fn reveal_own(store: &dyn Backend, cancel: &Cancel) -> Result<u64> {
+    let lock = lock_of(store)?;
+    let mut revealed = 0;
+    let mut reveal = |name: &str| {
+        cancel.check()?;
+        match lock.reveal(name) {
+            Ok(()) => revealed += 1,
+            Err(e) if e.kind() == Kind::NotFound => {}
+            Err(e) => return Err(e),
+        }
+        Ok(())
+    };
+    reveal(descriptor::OBJECT_NAME)?;
+    for prefix in OWN {
+        lock.each_hidden(prefix, &mut |hidden| reveal(&hidden.name))?;
+    }
+    Ok(revealed)
+}
+
 /// Removes whatever hides objects. What is hidden by something that is locked itself stays hidden, and is returned with the reason.
 pub fn reveal(repo: &Repository, cancel: &Cancel) -> Result<(u64, Vec<(String, Error)>)> {
     let lock = repo.object_lock()?;
@@ -152,10 +173,13 @@ fn survey(
     Ok(report)
 }
 
-/// Without these nothing can be opened or believed: descriptor, features, key slots, certificates, epochs.
+/// Prefixes of what nothing can be opened or believed without, besides the descriptor: features, key slots, certificates, epochs.
+const OWN: [&str; 4] = ["features/", key_slot::PREFIX, "writers/", Epoch::PREFIX];
+
+/// The names of all that, and the descriptor's.
 pub(crate) fn own_objects(repo: &Repository) -> Result<Vec<String>> {
     let mut names = vec![descriptor::OBJECT_NAME.to_owned()];
-    for prefix in ["features/", key_slot::PREFIX, "writers/", Epoch::PREFIX] {
+    for prefix in OWN {
         names.extend(list_sorted(repo.backend(), prefix)?.into_iter().map(|object| object.name));
     }
     Ok(names)
@@ -164,16 +188,18 @@ pub(crate) fn own_objects(repo: &Repository) -> Result<Vec<String>> {
 impl Repository {
     /// The store's locks. `Unsupported` when objects cannot be locked in it.
     pub fn object_lock(&self) -> Result<&dyn ObjectLock> {
-        let lock = self.backend().object_lock().ok_or_else(|| {
-            Error::new(
-                Kind::Unsupported,
-                format!(
-                    "objects cannot be locked in {}: that takes a bucket of an S3 store, made with object lock",
-                    self.backend().location()
-                ),
-            )
-        })?;
-        lock.check()?;
-        Ok(lock)
+        lock_of(self.backend())
     }
+}
+
+fn lock_of(store: &dyn Backend) -> Result<&dyn ObjectLock> {
+    let lock = store.object_lock().ok_or_else(|| {
+        let location = store.location();
+        let why = format!(
+            "objects cannot be locked in {location}: that takes a bucket of an S3 store, made with object lock"
+        );
+        Error::new(Kind::Unsupported, why)
+    })?;
+    lock.check()?;
+    Ok(lock)
 }

@@ -10,14 +10,16 @@ use coffer_repo::locks::{self, LockOptions, Short};
 use coffer_repo::repository::Repository;
 use coffer_repo::snapshot::Snapshot;
 use coffer_repo::time::Timestamp;
+use coffer_tests::coffer::Coffer;
 use coffer_tests::dice::Dice;
 use coffer_tests::disk::DiskContent;
+use coffer_tests::image::{self, MIB};
 use coffer_tests::program::{LIMIT, run};
 use coffer_tests::rig::{Job, collect, collecting, init_fine, learn, open_index, read_disk};
 use coffer_tests::service::Place;
 use coffer_tests::service::ceph::Ceph;
 use coffer_tests::service::seaweedfs::SeaweedFs;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -168,6 +170,48 @@ fn seaweedfs_frees_what_is_no_longer_locked() {
 #[test]
 fn ceph_frees_what_is_no_longer_locked() {
     goes_when_its_lock_ends(Ceph::shared().bucket("no-locks-b"), "locks-b");
+}
+
+/// By the command: what it locks, what it says of that, and what it leaves alone.
+fn is_told_by_the_command(plain: Place, name: &'static str) {
+    let without = Coffer::new_in(plain.clone());
+    image::make(&without.path("disk.raw"), 2 * MIB, &[0..2 * MIB], 4);
+    without.fails(&["backup", "-w", "web", "--lock-for", "30d", "vda=disk.raw"], &["object lock"]);
+    assert_eq!(without.snapshots(), Vec::<Value>::new());
+
+    let bucket = Bucket::new(plain, name);
+    let coffer = Coffer::new_in(bucket.place.clone());
+    image::make(&coffer.path("disk.raw"), 2 * MIB, &[0..2 * MIB], 5);
+    let began = now();
+    let done = coffer.json(&["backup", "-w", "web", "--lock-for", "30d", "vda=disk.raw"]);
+    assert_eq!(done["snapshot"]["lock_for_seconds"], 30 * 86_400, "{done}");
+    let audit = coffer.json(&["locks", "audit"]);
+    assert_eq!((&audit["points"], &audit["short_count"], &audit["hidden_count"]), (&json!(1), &json!(0), &json!(0)));
+
+    // Who has the mover's credentials can hide it, and nothing else.
+    let done = bucket.hand(&["attack", name]);
+    let locked = done["refused"].as_array().unwrap().len();
+    assert!(locked as u64 >= audit["objects"].as_u64().unwrap(), "{done}, {audit}");
+    // The descriptor is hidden as well, and what to do about it is told.
+    coffer.fails(&["snapshots"], &["not a Coffer repository", "coffer locks reveal"]);
+    let done = coffer.json(&["locks", "reveal"]);
+    assert_eq!((&done["revealed"], &done["still_hidden"]), (&json!(locked), &json!([])), "{done}");
+    coffer.assert_restores("web@latest", "disk.raw");
+
+    // What is forgotten waits until its term is over.
+    coffer.run(&["forget", "web@latest"]);
+    let packs = bucket.packs();
+    let collected = coffer.json(&["gc", "--dead-after", "0"]);
+    let last = collected["waiting"]["last"].as_str().unwrap();
+    assert!(last >= at(began + 30 * 86_400).to_string().as_str(), "{collected}");
+    assert!(collected["waiting"]["bytes"].as_u64().unwrap() > MIB, "{collected}");
+    assert_eq!(bucket.packs(), packs);
+}
+
+#[test]
+fn seaweedfs_and_ceph_lock_by_the_command() {
+    is_told_by_the_command(SeaweedFs::shared().bucket("no-locks-d"), "locks-d");
+    is_told_by_the_command(Ceph::shared().bucket("no-locks-d"), "locks-d");
 }
 
 /// A bucket without object lock: the way out is named, and deleting works as before.

@@ -92,7 +92,10 @@ impl Context {
         let backend = store::open_existing(address)?;
         // Before anybody is asked for a passphrase in vain.
         if backend.size(descriptor::OBJECT_NAME)?.is_none() {
-            let why = format!("{address} is not a Coffer repository; 'coffer init' makes one");
+            let has_locks = backend.object_lock().is_some_and(|lock| lock.check().is_ok());
+            let or =
+                if has_locks { ", and if somebody hid this one, 'coffer locks reveal' shows it again" } else { "" };
+            let why = format!("{address} is not a Coffer repository; 'coffer init' makes one{or}");
             return Err(Error::not_found(why).into());
         }
         let credential = credential::obtain(opener, &address.to_string())?;

@@ -5,10 +5,12 @@ use crate::environment;
 use crate::exit::{Result, describe};
 use crate::output;
 use crate::signal;
+use crate::store;
 use clap::Subcommand;
 use coffer_repo::Kind;
 use coffer_repo::backend::lock::Hiding;
 use coffer_repo::cancel::Cancel;
+use coffer_repo::descriptor;
 use coffer_repo::locks::{self, LockOptions, LockReport};
 use coffer_repo::repository::Repository;
 use coffer_repo::time::Timestamp;
@@ -48,8 +50,12 @@ enum Command {
 
 impl Arguments {
     pub(crate) fn run(&self, context: &Context) -> Result<()> {
-        let repo = context.open()?;
         let cancel = signal::cancel(&context.terminal)?;
+        let own = match self.command {
+            Command::Reveal => reveal_own(context, &cancel)?,
+            _ => 0,
+        };
+        let repo = context.open()?;
         let options = LockOptions::new(environment::now()?);
         match self.command {
             Command::Audit => {
@@ -76,10 +82,20 @@ impl Arguments {
                     context.terminal.warn(format_args!("{name} stays hidden: {}", describe(error)));
                 }
                 let left: Vec<&str> = failed.iter().map(|(name, _)| name.as_str()).collect();
+                let revealed = revealed + own;
                 let text = format!("{revealed} objects show again\n");
                 context.print(json!({ "revealed": revealed, "still_hidden": left }), &text)
             }
         }
+    }
+}
+
+/// Where the descriptor does not show, shows what the repository is opened by. How many objects.
+fn reveal_own(context: &Context, cancel: &Cancel) -> Result<u64> {
+    let store = store::open_existing(&context.address()?)?;
+    match store.size(descriptor::OBJECT_NAME)? {
+        Some(_) => Ok(0),
+        None => watched(context, "revealing", || locks::reveal_own(&*store, cancel)),
     }
 }
 
