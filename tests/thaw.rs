@@ -457,6 +457,23 @@ fn what_the_store_refuses_and_what_is_gone_is_told() {
 }
 
 #[test]
+fn a_collection_leaves_what_is_frozen_alone() {
+    let server = Scripted::start();
+    let coffer = coffer(&server, place(&server));
+    server.freeze("r/packs/", GLACIER);
+    let count = server.keys("r/packs/").len();
+    coffer.run(&["forget", "web@-1"]);
+    let told = coffer.json(&["gc", "--repack-below", "100"]);
+    assert!(packs(&told, "frozen") > 0 && packs(&told, "removed") == 0, "{told}");
+    assert_eq!((&told["damaged"], server.keys("r/packs/").len()), (&json!([]), count), "{told}");
+    // Backups go on, and rely on what is frozen.
+    let again = coffer.json(&["backup", "-w", "web", "d=disk.raw"]);
+    assert_eq!(again["snapshot"]["new_chunks"], 0, "{again}");
+    coffer.json(&["thaw", "web@latest", "--wait"]);
+    coffer.assert_restores("web@latest", "disk.raw");
+}
+
+#[test]
 fn wrong_use_is_refused() {
     let coffer = Coffer::new();
     std::fs::write(coffer.path("disk.raw"), vec![7; 1 << 20]).unwrap();

@@ -14,6 +14,7 @@
 
 use crate::backend::archive::{Archive, Order, State, Surveyed};
 use crate::cancel::Cancel;
+use crate::collector::PackSum;
 use crate::crew::Crew;
 use crate::error::{Error, Kind, Result};
 use crate::id::PackUid;
@@ -26,7 +27,6 @@ use crate::repository::Repository;
 use crate::snapshot::{ClaimName, Snapshot};
 use crate::time::Timestamp;
 use std::collections::HashSet;
-use std::ops::AddAssign;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -76,33 +76,17 @@ pub enum Stage {
     Packs,
 }
 
-/// So many packs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Amount {
-    /// How many.
-    pub packs: u64,
-    /// Bytes of their objects.
-    pub bytes: u64,
-}
-
-impl AddAssign for Amount {
-    fn add_assign(&mut self, other: Amount) {
-        self.packs += other.packs;
-        self.bytes += other.bytes;
-    }
-}
-
 /// What was found. Asking for it is reported as it was found, too.
 #[derive(Debug, Default)]
 pub struct ThawReport {
     /// What is counted.
     pub stage: Stage,
     /// Packs that are needed and there.
-    pub needed: Amount,
+    pub needed: PackSum,
     /// Of them, those that nobody had asked for.
-    pub frozen: Amount,
+    pub frozen: PackSum,
     /// Of them, those that were being thawed.
-    pub thawing: Amount,
+    pub thawing: PackSum,
     /// When the first of the thawed copies ends.
     pub until: Option<Timestamp>,
     /// Packs that are needed and not there, the first 10,000.
@@ -187,12 +171,12 @@ impl Run<'_> {
         let Trail { packs: led, .. } = trail::follow(self.repo, &mut packs)?;
         let data = packs.iter().filter(|(kind, ..)| *kind == PackKind::Data);
         let mut wanted: HashSet<PackUid> = data.map(|(_, uid, _)| uid).collect();
-        let (mut warm, mut cold) = (Amount::default(), Vec::new());
+        let (mut warm, mut cold) = (PackSum::default(), Vec::new());
         self.archive.survey(PackKind::Data.prefix(), &mut |object| {
             let is_wanted = pack::parse_name(&object.name).is_some_and(|(_, uid)| wanted.remove(&uid));
             match (is_wanted, object.is_cold) {
                 (true, true) => cold.push(object),
-                (true, false) => warm += amount(&object),
+                (true, false) => warm.add(object.size),
                 (false, _) => {}
             }
             self.cancel.check()
@@ -218,14 +202,14 @@ impl Run<'_> {
                 }
                 Err(e) => return Err(e),
             };
-            report.needed += amount(&object);
+            report.needed.add(object.size);
             if deed == Deed::Ask && (state == State::Frozen || self.is_short(state)) {
                 self.archive.thaw(&object.name, self.options.order)?;
             }
             match state {
                 State::Ready { until } => report.until = earlier(report.until, until),
-                State::Frozen => report.frozen += amount(&object),
-                State::Thawing => report.thawing += amount(&object),
+                State::Frozen => report.frozen.add(object.size),
+                State::Thawing => report.thawing.add(object.size),
             }
             if !matches!(state, State::Ready { .. }) {
                 report.waiting.push(object.name);
@@ -273,10 +257,6 @@ impl Run<'_> {
     fn crew(&self) -> Crew<'_> {
         Crew { threads: self.options.threads, cancel: self.cancel }
     }
-}
-
-fn amount(object: &Surveyed) -> Amount {
-    Amount { packs: 1, bytes: object.size }
 }
 
 fn earlier(one: Option<Timestamp>, other: Option<Timestamp>) -> Option<Timestamp> {

@@ -11,10 +11,11 @@ use crate::signal;
 use crate::terminal::{Sample, Unit};
 use coffer_repo::backend::archive::{Order, Speed};
 use coffer_repo::cancel::Cancel;
+use coffer_repo::collector::PackSum;
 use coffer_repo::point::PointName;
 use coffer_repo::repository::Repository;
 use coffer_repo::snapshot::Snapshot;
-use coffer_repo::thaw::{self, Amount, Stage, ThawOptions, ThawReport};
+use coffer_repo::thaw::{self, Stage, ThawOptions, ThawReport};
 use coffer_repo::{Error, Kind};
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -92,7 +93,7 @@ impl Arguments {
     }
 
     fn text(&self, report: &ThawReport) -> String {
-        let row = |what: &str, amount: Amount| vec![what.to_owned(), amount.packs.to_string(), size(amount.bytes)];
+        let row = |what: &str, amount: PackSum| vec![what.to_owned(), amount.packs.to_string(), size(amount.bytes)];
         let needed = if report.stage == Stage::Maps { "of maps, cold" } else { "needed" };
         let rows = [row(needed, report.needed), row("frozen", report.frozen), row("thawing", report.thawing)];
         let table = output::table(&["", "packs", "size"], 1, rows);
@@ -224,7 +225,7 @@ fn warn(context: &Context, report: &ThawReport) {
 }
 
 fn object(report: &ThawReport) -> Value {
-    let amount = |amount: Amount| json!({ "packs": amount.packs, "bytes": amount.bytes });
+    let amount = |amount: PackSum| json!({ "packs": amount.packs, "bytes": amount.bytes });
     json!({
         "stage": match report.stage {
             Stage::Maps => "maps",

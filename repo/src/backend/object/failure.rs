@@ -474,7 +474,7 @@ mod tests {
             (409, "BlobAlreadyExists", Kind::Locked, "already"),
             (409, "ConditionalRequestConflict", Kind::Unavailable, "now"),
             (409, "BlobImmutableDueToPolicy", Kind::Retained, "retention"),
-            (403, "InvalidObjectState", Kind::Unsupported, "thawed"),
+            (403, "InvalidObjectState", Kind::Frozen, "coffer thaw"),
             (501, "NotImplemented", Kind::Unsupported, "cannot"),
             (400, "MalformedXML", Kind::Invalid, "refuses"),
         ];
