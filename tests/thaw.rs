@@ -445,6 +445,7 @@ fn what_the_store_refuses_and_what_is_gone_is_told() {
     coffer.fails(&RESTORE, &words);
     let verified = attempt(&mut coffer.command(&["verify", "--data", "all"]));
     assert!(verified.status.code() == Some(1) && words.iter().all(|word| verified.out.contains(word)), "{verified}");
+    coffer.fails(&["heal"], &["nothing is healed", "coffer thaw"]);
     let copy = attempt(&mut coffer.command_on("other", ["--password-file", "password"], &["init"]));
     assert!(copy.status.success(), "{copy}");
     coffer.fails(&["copy", "--to", "other"], &words);
