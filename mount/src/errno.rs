@@ -7,7 +7,7 @@ use fuser::Errno;
 pub(crate) fn errno(kind: Kind) -> Errno {
     match kind {
         Kind::NotFound => Errno::ENOENT,
-        Kind::Corrupt | Kind::Unavailable | Kind::Overtaken | Kind::Internal => Errno::EIO,
+        Kind::Corrupt | Kind::Unavailable | Kind::Frozen | Kind::Overtaken | Kind::Internal => Errno::EIO,
         Kind::WrongKey => Errno::EACCES,
         Kind::Locked => Errno::EBUSY,
         Kind::Retained => Errno::EPERM,

@@ -3,6 +3,10 @@
 use crate::error::{Error, Kind, Result};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long a sleep goes on before it is looked whether to stop.
+const NAP: Duration = Duration::from_millis(50);
 
 /// A flag that many share; once set it stays set.
 #[derive(Clone, Debug, Default)]
@@ -18,6 +22,15 @@ impl Cancel {
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         self.0.load(Ordering::Relaxed)
+    }
+
+    /// Sleeps until then. Fails with [`Kind::Cancelled`] once somebody asked, soon after that.
+    pub(crate) fn sleep_until(&self, when: Instant) -> Result<()> {
+        while let Some(left) = when.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+            self.check()?;
+            std::thread::sleep(left.min(NAP));
+        }
+        self.check()
     }
 
     /// Fails with [`Kind::Cancelled`] once somebody asked.

@@ -53,6 +53,7 @@ use judgement::{Judgement, condemn};
 use plan::{Draft, Plan};
 pub use removal::Waiting;
 use std::collections::HashSet;
+use std::ops::AddAssign;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -134,8 +135,14 @@ pub struct PackSum {
 
 impl PackSum {
     pub(crate) fn add(&mut self, bytes: u64) {
-        self.packs += 1;
-        self.bytes += bytes;
+        *self += PackSum { packs: 1, bytes };
+    }
+}
+
+impl AddAssign for PackSum {
+    fn add_assign(&mut self, other: PackSum) {
+        self.packs += other.packs;
+        self.bytes += other.bytes;
     }
 }
 
@@ -158,6 +165,8 @@ pub struct CollectReport {
     pub spared: PackSum,
     /// What would go and is locked: left alone, or refused by the store.
     pub waiting: Waiting,
+    /// Packs that would go, or be copied out of, and lie frozen in a cold tier: left alone until somebody thaws them.
+    pub frozen: PackSum,
     /// Packs that were removed.
     pub removed: PackSum,
     /// Bytes of all objects that were removed, less those that were written.

@@ -197,6 +197,10 @@ impl Detours {
             }
             return Ok((found, Remedy::Copies));
         }
+        // Of a frozen pack parity makes nothing: there is nothing to read and nothing wrong with it.
+        if e.kind() == Kind::Frozen {
+            return Err(e);
+        }
         let mended = self.mended(kind, at.pack).map_err(failed)?;
         let Some((mended, mut frame)) = mended.and_then(|m| m.frame(at).map(|frame| (m, frame))) else { return Err(e) };
         match open(&mended.open, at, &mut frame) {
@@ -318,7 +322,8 @@ impl Detours {
                     Ok(found) => return Ok(Some(found)),
                     Err(e) if is_final(&e) => return Err(e),
                     Err(e) => {
-                        search.hindrance = search.hindrance.take().or(Some(e).filter(|e| e.kind().is_transient()))
+                        let is_later = e.kind().is_transient() || e.kind() == Kind::Frozen;
+                        search.hindrance = search.hindrance.take().or(Some(e).filter(|_| is_later));
                     }
                 }
             }

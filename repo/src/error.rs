@@ -24,6 +24,8 @@ pub enum Kind {
     Full,
     /// It may work later: an I/O error, a timeout, a store that does not answer.
     Unavailable,
+    /// It lies in a cold tier, and has to be thawed before it can be read.
+    Frozen,
     /// What the work relied on went meanwhile, as a collector or janitor may have it; begun again, it does not rely on that.
     Overtaken,
     /// The caller asked to stop.

@@ -195,6 +195,11 @@ impl<'a> Ward<'a> {
 
     /// Heals what it can of the scene's wounds; whether it is to be looked again, for something was healed, or there is more.
     fn treat(&mut self, scene: &Scene<'_>) -> Result<bool> {
+        if let Some(frozen) = scene.frozen() {
+            let why =
+                format!("nothing is healed while packs are frozen, since nothing is known of them: {}", frozen.what);
+            return Err(Error::new(Kind::Frozen, why));
+        }
         let (nodes, chunks) = (scene.nodes(), scene.chunks());
         if nodes.is_empty() && chunks.is_empty() {
             return Ok(false);

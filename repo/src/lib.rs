@@ -74,6 +74,7 @@ pub mod snapshot;
 mod spool;
 pub mod stats;
 pub mod store_class;
+pub mod thaw;
 pub mod time;
 mod tree;
 mod unwalkable;

@@ -10,8 +10,6 @@ use std::time::{Duration, Instant};
 
 /// What may be read at once after a pause.
 const BURST: Duration = Duration::from_millis(250);
-/// How long a sleep goes on before it is looked whether to stop.
-const NAP: Duration = Duration::from_millis(50);
 
 /// A limit, or none.
 pub(crate) struct Pace(Option<Limit>);
@@ -38,12 +36,7 @@ impl Pace {
     pub(crate) fn take(&self, bytes: u64, cancel: &Cancel) -> Result<()> {
         cancel.check()?;
         let Some(limit) = &self.0 else { return Ok(()) };
-        let turn = limit.bucket.turn(bytes, limit.rate, Instant::now());
-        while let Some(left) = turn.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
-            cancel.check()?;
-            std::thread::sleep(left.min(NAP));
-        }
-        Ok(())
+        cancel.sleep_until(limit.bucket.turn(bytes, limit.rate, Instant::now()))
     }
 }
 

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
 
 use coffer_repo::Result;
+use coffer_repo::backend::archive::Archive;
 use coffer_repo::backend::lock::ObjectLock;
 use coffer_repo::backend::{Backend, Listed, Put};
 use coffer_repo::store_class::StoreClass;
@@ -107,5 +108,9 @@ impl<B: Backend> Backend for Counting<B> {
 
     fn object_lock(&self) -> Option<&dyn ObjectLock> {
         self.inner.object_lock()
+    }
+
+    fn archive(&self) -> Option<&dyn Archive> {
+        self.inner.archive()
     }
 }

@@ -1,4 +1,5 @@
-//! A store that speaks S3's protocol from memory, and fails as its script says: each fault once, at the next request it fits.
+//! A store that speaks S3's protocol from memory, and fails as its script says: each fault once, at the next request it fits. Objects
+//! can be frozen, as in a cold tier, and are thawed after so many looks.
 //!
 //! Not here: signatures (it believes everybody), real servers. What holds: it listens on loopback; between faults it keeps the
 //! contract, put-if-absent and multipart uploads included; it remembers every request. Its threads end with their
@@ -19,6 +20,10 @@ use std::time::Duration;
 pub const BUCKET: &str = "bucket";
 /// Most names on a page of a listing.
 const PAGE: usize = 100;
+/// When copies that were thawed end.
+const EXPIRY: &str = "Fri, 25 Dec 2026 00:00:00 GMT";
+/// The class whose objects are brought back for good.
+const INTELLIGENT: &str = "INTELLIGENT_TIERING";
 
 /// What happens to a request instead of an answer, or to the answer.
 #[derive(Clone, Debug)]
@@ -46,11 +51,31 @@ pub struct Scripted {
 #[derive(Default)]
 struct State {
     objects: BTreeMap<String, Arc<Vec<u8>>>,
+    /// By key; what is in no cold tier is not here.
+    cold: BTreeMap<String, Cold>,
+    /// How many HEADs find a thawing object not ready.
+    looks: u32,
+    lifecycle: Option<String>,
     uploads: BTreeMap<String, BTreeMap<u32, Vec<u8>>>,
     script: Vec<(&'static str, &'static str, Fault)>,
     requests: Vec<String>,
     next_upload: u32,
     ended: bool,
+}
+
+/// An object in a cold tier.
+#[derive(Clone)]
+struct Cold {
+    class: String,
+    ice: Ice,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ice {
+    Frozen,
+    /// For so many more looks.
+    Thawing(u32),
+    Thawed,
 }
 
 struct Request {
@@ -114,6 +139,45 @@ impl Scripted {
     /// Puts bytes under a key, behind the store's back.
     pub fn plant(&self, key: &str, bytes: &[u8]) {
         self.state().objects.insert(key.to_owned(), Arc::new(bytes.to_vec()));
+    }
+
+    /// Takes an object away, behind the store's back.
+    pub fn lose(&self, key: &str) {
+        let mut state = self.state();
+        state.cold.remove(key);
+        assert!(state.objects.remove(key).is_some(), "{key} is not there");
+    }
+
+    /// Keys that begin so.
+    #[must_use]
+    pub fn keys(&self, prefix: &str) -> Vec<String> {
+        self.state().objects.keys().filter(|key| key.starts_with(prefix)).cloned().collect()
+    }
+
+    /// Moves every object whose key begins so to a cold tier.
+    pub fn freeze(&self, prefix: &str, class: &str) {
+        let keys = self.keys(prefix);
+        let cold = Cold { class: class.to_owned(), ice: Ice::Frozen };
+        self.state().cold.extend(keys.into_iter().map(|key| (key, cold.clone())));
+    }
+
+    /// Objects that are asked for from now on are found thawing by so many HEADs each, and then thawed; those on their way, too.
+    pub fn thaw_after(&self, looks: u32) {
+        let mut state = self.state();
+        state.looks = looks;
+        for cold in state.cold.values_mut() {
+            if let Ice::Thawing(left) = &mut cold.ice {
+                *left = looks;
+            }
+        }
+    }
+
+    /// The bucket has a rule that moves objects to this class.
+    pub fn rule(&self, class: &str) {
+        self.state().lifecycle = Some(format!(
+            "<LifecycleConfiguration><Rule><Status>Enabled</Status><Transition><Days>30</Days>\
+             <StorageClass>{class}</StorageClass></Transition></Rule></LifecycleConfiguration>"
+        ));
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -246,14 +310,29 @@ impl State {
         }
         let said = |name: &str| request.query.get(name).map(String::as_str);
         match (request.method.as_str(), said("uploadId")) {
+            ("GET", _) if key.is_empty() && said("lifecycle").is_some() => match &self.lifecycle {
+                Some(rules) => done(200, rules.clone().into_bytes()),
+                None => refuse(404, "NoSuchLifecycleConfiguration"),
+            },
+            ("POST", None) if said("restore").is_some() => self.thaw(key, &String::from_utf8_lossy(&request.body)),
             ("GET", _) if key.is_empty() => {
                 self.list(said("prefix").unwrap_or(""), said("continuation-token").unwrap_or(""))
             }
-            ("GET" | "HEAD", _) => self.get(key, request.headers.get("range").map(String::as_str)),
+            ("GET", _) if self.cold.get(key).is_some_and(|cold| cold.ice != Ice::Thawed) => {
+                refuse(403, "InvalidObjectState")
+            }
+            ("HEAD", _) => {
+                let fields = self.temperature(key);
+                let mut answer = self.get(key, request.headers.get("range").map(String::as_str));
+                answer.headers.extend(fields);
+                answer
+            }
+            ("GET", _) => self.get(key, request.headers.get("range").map(String::as_str)),
             ("POST", None) => {
                 self.next_upload += 1;
                 let id = self.next_upload.to_string();
                 self.uploads.insert(id.clone(), BTreeMap::new());
+                self.chill(key, request);
                 let body =
                     format!("<InitiateMultipartUploadResult><UploadId>{id}</UploadId></InitiateMultipartUploadResult>");
                 done(200, body.into_bytes())
@@ -282,17 +361,72 @@ impl State {
                     )
                 }
             },
-            ("PUT", None) => self.put(key, request.body.clone(), request.headers.contains_key("if-none-match")),
+            ("PUT", None) => {
+                let answer = self.put(key, request.body.clone(), request.headers.contains_key("if-none-match"));
+                if answer.status == 200 {
+                    self.chill(key, request);
+                }
+                answer
+            }
             ("DELETE", Some(id)) => {
                 self.uploads.remove(id);
                 done(204, Vec::new())
             }
             ("DELETE", None) => {
                 self.objects.remove(key);
+                self.cold.remove(key);
                 done(204, Vec::new())
             }
             _ => refuse(405, "MethodNotAllowed"),
         }
+    }
+
+    /// What is put with a class that freezes is frozen.
+    fn chill(&mut self, key: &str, request: &Request) {
+        if let Some(class) = request.headers.get("x-amz-storage-class").filter(|class| *class != "STANDARD") {
+            self.cold.insert(key.to_owned(), Cold { class: class.clone(), ice: Ice::Frozen });
+        }
+    }
+
+    fn thaw(&mut self, key: &str, body: &str) -> Answer {
+        if !self.objects.contains_key(key) {
+            return refuse(404, "NoSuchKey");
+        }
+        let looks = self.looks;
+        let Some(cold) = self.cold.get_mut(key) else { return refuse(403, "InvalidObjectState") };
+        if body.contains("<Days>") == (cold.class == INTELLIGENT) || !body.contains("<Tier>") {
+            return refuse(400, "MalformedXML");
+        }
+        match cold.ice {
+            Ice::Frozen => {
+                cold.ice = Ice::Thawing(looks);
+                done(202, Vec::new())
+            }
+            Ice::Thawing(_) => refuse(409, "RestoreAlreadyInProgress"),
+            Ice::Thawed => done(200, Vec::new()),
+        }
+    }
+
+    /// What a HEAD tells of an object's tier. It brings a thaw further.
+    fn temperature(&mut self, key: &str) -> Vec<(String, String)> {
+        let Some(cold) = self.cold.get_mut(key) else { return Vec::new() };
+        if cold.ice == Ice::Thawing(0) {
+            cold.ice = Ice::Thawed;
+        }
+        let mut fields = vec![("x-amz-storage-class".to_owned(), cold.class.clone())];
+        if cold.class == INTELLIGENT && cold.ice != Ice::Thawed {
+            fields.push(("x-amz-archive-status".to_owned(), "ARCHIVE_ACCESS".to_owned()));
+        }
+        let restore = match &mut cold.ice {
+            Ice::Frozen => return fields,
+            Ice::Thawing(left) => {
+                *left -= 1;
+                "ongoing-request=\"true\"".to_owned()
+            }
+            Ice::Thawed => format!("ongoing-request=\"false\", expiry-date=\"{EXPIRY}\""),
+        };
+        fields.push(("x-amz-restore".to_owned(), restore));
+        fields
     }
 
     fn put(&mut self, key: &str, body: Vec<u8>, must_create: bool) -> Answer {
@@ -331,8 +465,13 @@ impl State {
         let mut last = String::new();
         for (key, object) in listed.by_ref().take(PAGE) {
             let (size, time) = (object.len(), "2026-11-22T00:00:00.000Z");
-            write!(body, "<Contents><Key>{key}</Key><Size>{size}</Size><LastModified>{time}</LastModified><ETag>\"x\"</ETag></Contents>")
-                .unwrap();
+            let class = self.cold.get(key).map_or("STANDARD", |cold| &cold.class);
+            write!(
+                body,
+                "<Contents><Key>{key}</Key><Size>{size}</Size><LastModified>{time}</LastModified><ETag>\"x\"</ETag>\
+                 <StorageClass>{class}</StorageClass></Contents>"
+            )
+            .unwrap();
             last.clone_from(key);
         }
         match listed.peek() {

@@ -86,6 +86,7 @@ pub(crate) fn describe(error: &Error) -> String {
         | Kind::Retained
         | Kind::Full
         | Kind::Unavailable
+        | Kind::Frozen
         | Kind::Overtaken
         | Kind::Cancelled
         | Kind::Unsupported

@@ -129,6 +129,7 @@ fn object(report: &CollectReport, dry_run: bool) -> Value {
             "first": report.waiting.first.map(|time| time.to_string()),
             "last": report.waiting.last.map(|time| time.to_string()),
         }),
+        "frozen": sum(&report.frozen),
         "removed": sum(&report.removed),
         "freed_bytes": report.freed,
         "revoked": report.revoked.iter().map(|name| name.id.to_string()).collect::<Vec<_>>(),
@@ -169,6 +170,7 @@ fn text(report: &CollectReport, dry_run: bool) -> String {
     line("copied", &copied, "");
     line("young", &report.young, ", of running backups: left alone");
     line("spared", &report.spared, ", needed by somebody meanwhile: the next run deals with them");
+    line("frozen", &report.frozen, ", in a cold tier: left alone");
     if report.waiting.objects > 0 {
         text += &format!("waiting    {}\n", waiting(&report.waiting));
     }

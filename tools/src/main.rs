@@ -45,6 +45,7 @@ mod snapshots;
 mod stats;
 mod store;
 mod terminal;
+mod thaw;
 mod verify;
 
 use clap::{Parser, Subcommand};
@@ -93,6 +94,7 @@ enum Command {
     Show(show::Arguments),
     Diff(diff::Arguments),
     Restore(restore::Arguments),
+    Thaw(thaw::Arguments),
     Mount(mount::Arguments),
     Serve(serve::Arguments),
     Export(export::Arguments),
@@ -133,6 +135,7 @@ impl Command {
             Command::Show(arguments) => arguments.run(context),
             Command::Diff(arguments) => arguments.run(context),
             Command::Restore(arguments) => arguments.run(context),
+            Command::Thaw(arguments) => arguments.run(context),
             Command::Mount(arguments) => arguments.run(context),
             Command::Serve(arguments) => arguments.run(context),
             Command::Export(arguments) => arguments.run(context),

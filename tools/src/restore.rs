@@ -6,10 +6,12 @@ use crate::exit::{Result, wrong_use};
 use crate::output::{self, size};
 use crate::signal;
 use crate::terminal::{Sample, Unit};
+use crate::thaw::{self, Wish};
 use coffer_gateway::SnapshotDevice;
 use coffer_mover::image_format::ImageFormat;
 use coffer_mover::restore::{RestoreOptions, RestoreProgress, RestoreReport, restore};
 use coffer_mover::target::{self, RestoredDisk, Space, TargetOptions};
+use coffer_repo::backend::archive::{Order, Speed};
 use coffer_repo::backend::cached::Intake;
 use coffer_repo::point::PointName;
 use coffer_repo::reader::ReaderOptions;
@@ -51,6 +53,18 @@ pub(crate) struct Arguments {
     /// Read the target back and compare it
     #[arg(long)]
     verify: bool,
+
+    /// Have the store thaw what lies in a cold tier, and wait for it. Without it such a restore ends before it writes anything
+    #[arg(long)]
+    thaw: bool,
+
+    /// For how many days what was thawed can be read
+    #[arg(long, value_name = "N", requires = "thaw", default_value_t = Order::default().days, value_parser = thaw::days)]
+    thaw_days: u32,
+
+    /// How soon: standard, bulk or expedited, as 'coffer thaw' explains
+    #[arg(long, value_name = "SPEED", requires = "thaw", default_value_t = Speed::default(), value_parser = str::parse::<Speed>)]
+    thaw_speed: Speed,
 }
 
 impl Arguments {
@@ -68,6 +82,11 @@ impl Arguments {
         let disk = choose_disk(&self.point, &snapshot)?;
         let cancel = signal::cancel(&context.terminal)?;
         let pin = context.pin(&repo, &snapshot, "restore")?;
+        let wish = match self.thaw {
+            true => Wish::Wait(Order { days: self.thaw_days, speed: self.thaw_speed }),
+            false => Wish::Refuse,
+        };
+        thaw::before_restore(context, &repo, (&snapshot, &disk.name), wish, &cancel)?;
         // The workers themselves are a crowd that reads long stretches: fetching ahead of them would only cost copies.
         let reader = context.reader(&repo, ReaderOptions { readahead_bytes: 0, ..ReaderOptions::default() })?;
         let device = SnapshotDevice::new(reader.disk(&snapshot, &disk.name)?, Some(pin));

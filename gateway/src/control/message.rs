@@ -307,7 +307,7 @@ pub(super) fn misshapen(key: &str) -> Error {
 }
 
 /// Kinds by name; one that is unknown came from a newer program, and is nothing that this one could act on.
-const KINDS: [(Kind, &str); 12] = [
+const KINDS: [(Kind, &str); 13] = [
     (Kind::NotFound, "not-found"),
     (Kind::Corrupt, "corrupt"),
     (Kind::WrongKey, "wrong-key"),
@@ -315,6 +315,7 @@ const KINDS: [(Kind, &str); 12] = [
     (Kind::Retained, "retained"),
     (Kind::Full, "full"),
     (Kind::Unavailable, "unavailable"),
+    (Kind::Frozen, "frozen"),
     (Kind::Overtaken, "overtaken"),
     (Kind::Cancelled, "cancelled"),
     (Kind::Unsupported, "unsupported"),

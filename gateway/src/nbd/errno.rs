@@ -13,6 +13,7 @@ pub(crate) fn from_kind(kind: Kind) -> u32 {
         | Kind::NotFound
         | Kind::WrongKey
         | Kind::Unavailable
+        | Kind::Frozen
         | Kind::Overtaken
         | Kind::Locked
         | Kind::Internal => errno::EIO,

@@ -173,7 +173,13 @@ impl Sense {
     #[must_use]
     pub fn of_error(error: &Error, lba: u64, is_write: bool) -> Self {
         match error.kind() {
-            Kind::Corrupt | Kind::NotFound | Kind::WrongKey | Kind::Unavailable | Kind::Overtaken | Kind::Locked => {
+            Kind::Corrupt
+            | Kind::NotFound
+            | Kind::WrongKey
+            | Kind::Unavailable
+            | Kind::Frozen
+            | Kind::Overtaken
+            | Kind::Locked => {
                 let code = if is_write { Code::WRITE_ERROR } else { Code::UNRECOVERED_READ_ERROR };
                 Sense::new(Key::MediumError, code).at(lba)
             }

@@ -94,7 +94,12 @@ const OPTIONS: &[Row] = &[
     row("endpoint", &[S3, Azblob, Gcs, Oss, Cos], Form::Url, "the store's URL, without the bucket"),
     row("region", &[S3, Swift], Form::Text, "the region, as the store names it"),
     row("style", &[S3], Form::One(&["path", "virtual"]), "whether the bucket is in the URL's path or its host name"),
-    row("storage-class", &[S3, Gcs], Form::Text, "the storage class of new objects"),
+    row(
+        "storage-class",
+        &[S3, Gcs],
+        Form::Text,
+        "the storage class of new objects; one that freezes them (GLACIER, DEEP_ARCHIVE) is for packs only",
+    ),
     row(
         "checksum",
         &[S3],

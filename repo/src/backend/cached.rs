@@ -27,6 +27,7 @@ mod room;
 mod scribe;
 mod shelf;
 
+use super::archive::Archive;
 use super::lock::ObjectLock;
 use super::{Backend, Listed, Put};
 use crate::error::{Error, Kind, Result};
@@ -228,6 +229,10 @@ impl Backend for Cached {
 
     fn object_lock(&self) -> Option<&dyn ObjectLock> {
         self.store.object_lock()
+    }
+
+    fn archive(&self) -> Option<&dyn Archive> {
+        self.store.archive()
     }
 
     fn doubt(&self, name: &str, offset: u64, len: u64) -> bool {

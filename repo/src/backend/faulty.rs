@@ -4,6 +4,7 @@
 //! number alone, so a run on one thread repeats exactly; [`Plan::default`] has no faults and changes nothing; the faults of a
 //! *store that breaks the contract* (flips, truncation, delayed listings) are only ever those that the plan asks for.
 
+use super::archive::Archive;
 use super::lock::ObjectLock;
 use super::{Backend, Listed, Put};
 use crate::error::{Error, Kind, Result};
@@ -299,9 +300,13 @@ impl<B: Backend> Backend for Faulty<B> {
         self.inner.weakness()
     }
 
-    /// Without faults: locks are asked for besides the operations that a plan counts.
+    /// Without faults, as the archive below: both are asked for besides the operations that a plan counts.
     fn object_lock(&self) -> Option<&dyn ObjectLock> {
         self.inner.object_lock()
+    }
+
+    fn archive(&self) -> Option<&dyn Archive> {
+        self.inner.archive()
     }
 }
 

@@ -20,6 +20,7 @@
 //!   was deleted now, never goes first.
 
 pub mod address;
+pub mod archive;
 pub mod cached;
 pub mod faulty;
 pub mod local;
@@ -35,6 +36,7 @@ use crate::entropy::Entropy;
 use crate::error::{Error, Result};
 use crate::store_class::StoreClass;
 use address::Address;
+use archive::Archive;
 use local::Local;
 use lock::ObjectLock;
 use schedule::MinuteOfDay;
@@ -111,6 +113,11 @@ pub trait Backend: Send + Sync + fmt::Debug {
 
     /// The store's locks, when objects can be locked in stores of this kind. Whoever wraps a store hands on what it has.
     fn object_lock(&self) -> Option<&dyn ObjectLock> {
+        None
+    }
+
+    /// The store's cold tiers, when stores of this kind have some that objects are thawed from. Whoever wraps a store hands on what it has.
+    fn archive(&self) -> Option<&dyn Archive> {
         None
     }
 }

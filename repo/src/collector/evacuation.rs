@@ -121,6 +121,9 @@ impl<'a> Evacuation<'a> {
                     // Gone: another collector was faster.
                     report.damaged.extend(Some((*pack, e)).filter(|(_, e)| e.kind() != Kind::NotFound));
                 }
+                Err(e) if e.kind() == Kind::Frozen => {
+                    packs.extract_if(.., |item| item.uid == *pack).for_each(|item| report.frozen.add(item.bytes));
+                }
                 other => other?,
             }
         }
@@ -130,7 +133,7 @@ impl<'a> Evacuation<'a> {
     }
 }
 
-/// Reads the packs' tables of contents. What is gone leaves the batch, and so does what is damaged.
+/// Reads the packs' tables of contents. What is gone leaves the batch, and so does what is damaged or frozen.
 fn read_tables<'a>(
     repo: &'a Repository,
     options: &'a CollectOptions,
@@ -149,7 +152,7 @@ fn read_tables<'a>(
                     held.push(&Mention::Held { key: entry.stored.key(), at: entry.location })?;
                 }
             }
-            Err(e) if matches!(e.kind(), Kind::NotFound | Kind::Corrupt) => {
+            Err(e) if matches!(e.kind(), Kind::NotFound | Kind::Corrupt | Kind::Frozen) => {
                 lost.lock().map_err(|_| died())?.insert(item.uid, e);
             }
             Err(e) => return Err(e),
@@ -159,8 +162,14 @@ fn read_tables<'a>(
     let crew = Crew { threads: options.threads, cancel };
     crew.run(|| Ok(()), read, |hand| packs.iter().try_for_each(|item| hand(*item)))?;
     let lost = lost.into_inner().map_err(|_| died())?;
-    packs.retain(|item| !lost.contains_key(&item.uid));
-    report.damaged.extend(lost.into_iter().filter(|(_, e)| e.kind() != Kind::NotFound));
+    packs.retain(|item| {
+        let why = lost.get(&item.uid).map(Error::kind);
+        if why == Some(Kind::Frozen) {
+            report.frozen.add(item.bytes);
+        }
+        why.is_none()
+    });
+    report.damaged.extend(lost.into_iter().filter(|(_, e)| !matches!(e.kind(), Kind::NotFound | Kind::Frozen)));
     held.into_inner().map_err(|_| died())
 }
 

@@ -4,7 +4,7 @@
 //!   points, the longest due first -> every map, but for what an earlier one has -> packs of nodes and of chunks -> due
 //! ```
 //!
-//! Not here: where frames lie that are not where maps say ([`super::trail`]); locks ([`super::padlock`]). What holds: a pack is due as
+//! Not here: where frames lie that are not where maps say ([`super::trail`]); locks ([`super::padlock`]), frozen packs ([`crate::thaw`]). What holds: a pack is due as
 //! long as any of the points needs anything in it; a map that cannot be read to its end is named, and what was read of it counts.
 //! Memory: 40 bytes a pack and a thread, 40 a distinct node, that is a window of distinct content.
 
@@ -50,7 +50,7 @@ impl Packs {
 }
 
 /// Walks the maps of `points`, which come with the longest due first.
-pub(super) fn gather(
+pub(crate) fn gather(
     repo: &Arc<Repository>,
     points: &[(&Snapshot, Due)],
     crew: Crew<'_>,

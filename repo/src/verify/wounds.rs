@@ -3,9 +3,9 @@
 //! Not here: healing ([`crate::heal`]). What holds: what is read from where it lies as well is no wound, but healed. Memory: some 400
 //! bytes, places included, for each of at most [`MOST`] wounds, 50 for each that was seen to, 16 per leaf that leads to one.
 
-use super::{Key, Run, key_of};
+use super::{Key, Problem, Run, key_of};
 use crate::disk_map::{Child, Leaf, Node};
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::id::{ChunkId, PackUid};
 use crate::nodes::Nodes;
 use crate::reader::Want;
@@ -111,6 +111,11 @@ impl Scene<'_> {
     /// Whether there are more wounds than were gathered.
     pub(crate) fn has_more(&self) -> bool {
         self.wounds.lock().more
+    }
+
+    /// An object that is frozen, if one was met: it may be sound.
+    pub(crate) fn frozen(&self) -> Option<Problem> {
+        self.run.findings.problems().into_iter().find(|problem| problem.kind == Kind::Frozen)
     }
 
     /// What reads nodes here, with all its ways around damage.

@@ -210,9 +210,22 @@ const CODES: &[(&[&str], Kind, &str)] = &[
         "the store cannot do it now",
     ),
     (
-        &["InvalidObjectState", "BlobArchived"],
+        &["InvalidObjectState"],
+        Kind::Frozen,
+        "the object is frozen in a cold tier; 'coffer thaw POINT' has the store thaw what a point needs (rules of a bucket must leave \
+         alone everything but packs/)",
+    ),
+    (
+        &["BlobArchived", "BlobBeingRehydrated"],
+        Kind::Frozen,
+        "the blob is in the archive tier; set another tier with the provider's tools ('az storage blob set-tier') and wait until it is \
+         rehydrated",
+    ),
+    (&["RestoreAlreadyInProgress"], Kind::Locked, "the object is being thawed already"),
+    (
+        &["GlacierExpeditedRetrievalNotAvailable"],
         Kind::Unsupported,
-        "the object lies in a cold tier and has to be thawed before it can be read",
+        "the store has no room for expedited thawing now; say --speed standard, or try later",
     ),
     (
         &[
@@ -461,7 +474,7 @@ mod tests {
             (409, "BlobAlreadyExists", Kind::Locked, "already"),
             (409, "ConditionalRequestConflict", Kind::Unavailable, "now"),
             (409, "BlobImmutableDueToPolicy", Kind::Retained, "retention"),
-            (403, "InvalidObjectState", Kind::Unsupported, "thawed"),
+            (403, "InvalidObjectState", Kind::Frozen, "coffer thaw"),
             (501, "NotImplemented", Kind::Unsupported, "cannot"),
             (400, "MalformedXML", Kind::Invalid, "refuses"),
         ];

@@ -8,7 +8,8 @@
 //!                                runtime (private)
 //! ```
 //! Not here: what locations mean ([`super::address`]), which secrets there are ([`super::secrets`]), what becomes of errors
-//! ([`failure`]), when something is tried again ([`retry`]), locks against removal, which OpenDAL does not know ([`object_lock`]).
+//! ([`failure`]), when something is tried again ([`retry`]), locks against removal and cold tiers, which OpenDAL does not know
+//! ([`object_lock`], [`archive`]).
 //!
 //! What holds:
 //! - **A put is create-only as far as the store can.** Up to a part's size it is one conditional PUT. Above that it is a multipart
@@ -23,38 +24,45 @@
 //! - Listings are streamed page by page; uploads hold at most the memory budget, and one copy of what is being sent.
 //! - Every call ends: attempts, pauses and standstills are bounded by [`retry`] and [`body`].
 
+mod archive;
 mod body;
 mod budget;
 mod client;
 mod failure;
 mod hedge;
+mod listing;
 mod object_lock;
 mod retry;
 mod runtime;
 mod service;
+mod signed;
 mod swift;
 mod throttle;
 mod transport;
 mod upload;
 mod versions;
 mod witness;
+mod xml;
 
 use super::address::{ObjectAddress, Scheme};
+use super::archive::Archive;
 use super::lock::ObjectLock;
 use super::{Backend, Given, Listed, Put, check_name, check_prefix};
 use crate::error::{Error, Kind, Result};
+use crate::location::PackKind;
 use budget::Budget;
 use failure::of_opendal;
 use futures_util::StreamExt;
 use hedge::Hedge;
-use object_lock::Locksmith;
+use object_lock::Lockable;
 use opendal::options::{ListOptions, ReaderOptions};
 use opendal::{Buffer, BytesRange, Capability, EntryMode, HttpTransporter, OperationContext, Operator};
 use runtime::Runtime;
+use signed::Notary;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 use throttle::Throttle;
 use tokio::sync::Semaphore;
@@ -74,6 +82,8 @@ const MEMORY: u64 = 256 << 20;
 pub struct ObjectStore {
     address: ObjectAddress,
     operator: Operator,
+    /// What writes packs, if they are put with a class that freezes them.
+    freezer: Option<Operator>,
     capability: Capability,
     wires: Arc<Wires>,
     swift: Option<Arc<swift::Account>>,
@@ -83,7 +93,10 @@ pub struct ObjectStore {
     patience: Duration,
     /// Whether the bucket is known to be there.
     has_bucket: AtomicBool,
-    locksmith: Option<Locksmith>,
+    notary: Option<Notary>,
+    lockable: OnceLock<Lockable>,
+    /// Whether a rule of the bucket freezes objects.
+    freezing: OnceLock<bool>,
     runtime: Runtime,
 }
 
@@ -115,17 +128,25 @@ impl ObjectStore {
             }
             _ => None,
         };
-        let operator = service::build(address, &given.secrets, swift.as_deref())?;
+        // Only packs are put where they freeze: of everything else something is read by every command.
+        let class = address.option("storage-class");
+        let freezing = class.filter(|class| address.scheme() == Scheme::S3 && archive::freezes(class));
+        let build = |class| service::build(address, &given.secrets, swift.as_deref(), class);
+        let operator = build(class.filter(|_| freezing.is_none()))?;
+        let freezer = freezing.map(|class| build(Some(class))).transpose()?;
         Ok(ObjectStore {
             capability: operator.info().capability(),
             operator,
+            freezer,
             wires,
             swift,
             memory: Budget::new(address.number("memory", MEMORY)),
             part: usize::try_from(address.number("part", PART)).unwrap_or(usize::MAX),
             patience: Duration::from_secs(address.number("patience", retry::PATIENCE.as_secs())),
             has_bucket: AtomicBool::new(false),
-            locksmith: Locksmith::open(address, &given.secrets)?,
+            notary: Notary::open(address, &given.secrets)?,
+            lockable: OnceLock::new(),
+            freezing: OnceLock::new(),
             runtime,
             address: address.clone(),
         })
@@ -160,10 +181,20 @@ impl ObjectStore {
 
     /// OpenDAL's operator, with a way to the network that tells this witness what it sees.
     fn operator_for(&self, witness: &Arc<Witness>) -> Operator {
+        self.over_wires(&self.operator, witness)
+    }
+
+    /// The same for what puts an object of that name.
+    fn writer_of(&self, name: &str, witness: &Arc<Witness>) -> Operator {
+        let freezer = self.freezer.as_ref().filter(|_| name.starts_with(PackKind::Data.prefix()));
+        self.over_wires(freezer.unwrap_or(&self.operator), witness)
+    }
+
+    fn over_wires(&self, operator: &Operator, witness: &Arc<Witness>) -> Operator {
         let transport =
             Transport { wires: Arc::clone(&self.wires), witness: Arc::clone(witness), swift: self.swift.clone() };
         let context = OperationContext::from_parts(HttpTransporter::new(transport), self.runtime.executor());
-        self.operator.clone().with_context(context)
+        operator.clone().with_context(context)
     }
 
     /// A failed call's error: by its last failed request, or else by what OpenDAL says.
@@ -427,7 +458,11 @@ impl Backend for ObjectStore {
     }
 
     fn object_lock(&self) -> Option<&dyn ObjectLock> {
-        self.locksmith.as_ref().map(|_| self as &dyn ObjectLock)
+        self.notary.as_ref().map(|_| self as &dyn ObjectLock)
+    }
+
+    fn archive(&self) -> Option<&dyn Archive> {
+        self.notary.as_ref().map(|_| self as &dyn Archive)
     }
 }
 

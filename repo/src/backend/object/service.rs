@@ -22,13 +22,18 @@ use opendal::{Operator, services};
 /// What a request for an S3 bucket says when nobody named a region and the endpoint is not Amazon's.
 const ANY_REGION: &str = "us-east-1";
 
-/// Makes the service; nothing is asked of the store.
-pub(super) fn build(address: &ObjectAddress, secrets: &Secrets, swift: Option<&swift::Account>) -> Result<Operator> {
+/// Makes the service, which puts objects with this storage class; nothing is asked of the store.
+pub(super) fn build(
+    address: &ObjectAddress,
+    secrets: &Secrets,
+    swift: Option<&swift::Account>,
+    class: Option<&str>,
+) -> Result<Operator> {
     let root = format!("/{}/", address.prefix());
     let built = match address.scheme() {
-        Scheme::S3 => Operator::new(s3(address, secrets, &root)?),
+        Scheme::S3 => Operator::new(s3(address, secrets, &root, class)?),
         Scheme::Azblob => Operator::new(azblob(address, secrets, &root)?),
-        Scheme::Gcs => Operator::new(gcs(address, secrets, &root)),
+        Scheme::Gcs => Operator::new(gcs(address, secrets, &root, class)),
         Scheme::Swift => {
             let account = swift.ok_or_else(|| Error::internal("no Swift account was opened"))?;
             let service = services::Swift::default().endpoint(account.storage_url()).container(address.place());
@@ -124,7 +129,7 @@ pub(super) fn s3_site(address: &ObjectAddress, secrets: &Secrets) -> Result<S3Si
     })
 }
 
-fn s3(address: &ObjectAddress, secrets: &Secrets, root: &str) -> Result<services::S3> {
+fn s3(address: &ObjectAddress, secrets: &Secrets, root: &str, class: Option<&str>) -> Result<services::S3> {
     let site = s3_site(address, secrets)?;
     let mut service = services::S3::default().bucket(address.place()).root(root).region(&site.region);
     // With it OpenDAL looks for no endpoint in variables.
@@ -132,7 +137,7 @@ fn s3(address: &ObjectAddress, secrets: &Secrets, root: &str) -> Result<services
     if site.is_virtual {
         service = service.enable_virtual_host_style();
     }
-    if let Some(class) = address.option("storage-class") {
+    if let Some(class) = class {
         service = service.default_storage_class(class);
     }
     if let Some(checksum) = address.option("checksum") {
@@ -176,12 +181,12 @@ fn azblob(address: &ObjectAddress, secrets: &Secrets, root: &str) -> Result<serv
     Ok(service)
 }
 
-fn gcs(address: &ObjectAddress, secrets: &Secrets, root: &str) -> services::Gcs {
+fn gcs(address: &ObjectAddress, secrets: &Secrets, root: &str, class: Option<&str>) -> services::Gcs {
     let mut service = services::Gcs::default().bucket(address.place()).root(root);
     if let Some(endpoint) = address.option("endpoint") {
         service = service.endpoint(endpoint);
     }
-    if let Some(class) = address.option("storage-class") {
+    if let Some(class) = class {
         service = service.default_storage_class(class);
     }
     if address.is_on("anonymous", false) {
@@ -253,7 +258,7 @@ mod tests {
         let options: Vec<_> = options.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let Address::Object(address) = Address::parse(location, &options)? else { panic!("a folder") };
         let secrets = if secrets.is_empty() { Secrets::default() } else { Secrets::parse(address.scheme(), secrets)? };
-        build(&address, &secrets, None)
+        build(&address, &secrets, None, address.option("storage-class"))
     }
 
     #[test]

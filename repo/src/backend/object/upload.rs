@@ -73,7 +73,8 @@ impl ObjectStore {
         // The caller copies a part when the one before the last was taken, and blocks in no runtime's way.
         let (sender, receiver) = tokio::sync::mpsc::unbounded_channel::<Bytes>();
         let (took, room) = mpsc::channel();
-        let (operator, name, observer) = (self.operator_for(witness), call.name.to_owned(), Arc::clone(witness));
+        let (operator, name) = (self.writer_of(call.name, witness), call.name.to_owned());
+        let observer = Arc::clone(witness);
         // A file grows in front of everybody, so it gets its name when it is whole.
         let draft = match self.address.scheme() {
             Scheme::Sftp => Some(format!("{RESERVED_PART}/{:016x}{:016x}", self.wires.draw(), self.wires.draw())),
@@ -125,6 +126,11 @@ impl ObjectStore {
         match self.read(name, BytesRange::from(..)) {
             Ok((there, _)) => Ok(is_equal(there, parts)),
             Err(e) if e.kind() == Kind::NotFound => Ok(false),
+            // It froze as it was put: only packs do, and nobody else puts one of that name.
+            Err(e) if e.kind() == Kind::Frozen => {
+                let length: usize = parts.iter().map(|part| part.len()).sum();
+                Ok(self.size(name)? == Some(length as u64))
+            }
             Err(e) => Err(e),
         }
     }

@@ -1,0 +1,69 @@
+//! As much of XML as S3's answers take: elements without attributes, and text.
+//!
+//! Not here: what the elements mean. What holds: pure; foreign bytes give text or nothing, and never a panic.
+
+/// What stands between `<name>` and `</name>`.
+pub(super) fn element<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    let (_, after) = text.split_once(&format!("<{name}>"))?;
+    after.split_once(&format!("</{name}>")).map(|(inner, _)| inner)
+}
+
+/// Text with what XML writes in other ways for certain characters; what is none of these stays as it is.
+pub(super) fn unescaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('&') {
+        out.push_str(before);
+        let known = after.split_once(';').and_then(|(name, after)| Some((character(name)?, after)));
+        rest = match known {
+            Some((character, after)) => {
+                out.push(character);
+                after
+            }
+            None => {
+                out.push('&');
+                after
+            }
+        };
+    }
+    out.push_str(rest);
+    out
+}
+
+fn character(name: &str) -> Option<char> {
+    match name {
+        "amp" => Some('&'),
+        "lt" => Some('<'),
+        "gt" => Some('>'),
+        "quot" => Some('"'),
+        "apos" => Some('\''),
+        _ => {
+            let number = name.strip_prefix('#')?;
+            let code = match number.strip_prefix(['x', 'X']) {
+                Some(hex) => u32::from_str_radix(hex, 16).ok()?,
+                None => number.parse().ok()?,
+            };
+            char::from_u32(code)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_what_it_stands_for() {
+        assert_eq!(unescaped("a&b&;&#xzz;&#65;&lt"), "a&b&;&#xzz;A&lt");
+        assert_eq!(unescaped("p&#x26;&quot;&apos;&gt;"), "p&\"'>");
+    }
+
+    #[test]
+    fn an_element_is_the_first_of_its_name() {
+        let text = "<a><b>1</b><b>2</b></a><c></c><d>";
+        assert_eq!(
+            ["a", "b", "c", "d", "e"].map(|name| element(text, name)),
+            [Some("<b>1</b><b>2</b>"), Some("1"), Some(""), None, None]
+        );
+    }
+}
