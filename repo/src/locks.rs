@@ -29,6 +29,7 @@ use crate::lock_for::Due;
 use crate::pack;
 use crate::repository::Repository;
 use crate::snapshot::{ClaimName, Snapshot};
+use crate::tier;
 use crate::time::Timestamp;
 use padlock::{Deed, Tally};
 pub use padlock::{MOST_NAMED, Short};
@@ -152,10 +153,11 @@ fn survey(
     Ok(report)
 }
 
-/// Without these nothing can be opened or believed: descriptor, features, key slots, certificates, epochs.
+/// Without these nothing can be opened or believed: descriptor, features, key slots, certificates, epochs, and where
+/// cold tiers are.
 pub(crate) fn own_objects(repo: &Repository) -> Result<Vec<String>> {
     let mut names = vec![descriptor::OBJECT_NAME.to_owned()];
-    for prefix in ["features/", key_slot::PREFIX, "writers/", Epoch::PREFIX] {
+    for prefix in ["features/", key_slot::PREFIX, "writers/", Epoch::PREFIX, tier::PREFIX] {
         names.extend(list_sorted(repo.backend(), prefix)?.into_iter().map(|object| object.name));
     }
     Ok(names)

@@ -28,6 +28,7 @@ mod scribe;
 mod shelf;
 
 use super::lock::ObjectLock;
+use super::tiered::Tiered;
 use super::{Backend, Listed, Put};
 use crate::error::{Error, Kind, Result};
 use crate::location::PackKind;
@@ -228,6 +229,10 @@ impl Backend for Cached {
 
     fn object_lock(&self) -> Option<&dyn ObjectLock> {
         self.store.object_lock()
+    }
+
+    fn tiers(&self) -> Option<&Tiered> {
+        self.store.tiers()
     }
 
     fn doubt(&self, name: &str, offset: u64, len: u64) -> bool {

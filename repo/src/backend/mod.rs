@@ -29,6 +29,7 @@ pub mod memory;
 pub mod object;
 pub mod schedule;
 pub mod secrets;
+pub mod tiered;
 pub mod vault;
 
 use crate::entropy::Entropy;
@@ -41,6 +42,7 @@ use schedule::MinuteOfDay;
 use secrets::Secrets;
 use std::fmt;
 use std::sync::Arc;
+use tiered::Tiered;
 
 /// Longest name, in bytes.
 pub const MAX_NAME: usize = 1024;
@@ -111,6 +113,11 @@ pub trait Backend: Send + Sync + fmt::Debug {
 
     /// The store's locks, when objects can be locked in stores of this kind. Whoever wraps a store hands on what it has.
     fn object_lock(&self) -> Option<&dyn ObjectLock> {
+        None
+    }
+
+    /// The store with its cold tiers, when it may have some. Whoever wraps a store hands on what it has.
+    fn tiers(&self) -> Option<&Tiered> {
         None
     }
 }

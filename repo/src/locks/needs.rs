@@ -50,7 +50,7 @@ impl Packs {
 }
 
 /// Walks the maps of `points`, which come with the longest due first.
-pub(super) fn gather(
+pub(crate) fn gather(
     repo: &Arc<Repository>,
     points: &[(&Snapshot, Due)],
     crew: Crew<'_>,
