@@ -165,7 +165,11 @@ impl Tiered {
                 None => listed.map_err(|e| tier.told(e))?,
             }
         }
-        self.home.list(packs, &mut |object| each(object, Place::Home))
+        // What is no pack was told of before.
+        self.home.list(packs, &mut |object| match pack::parse_name(&object.name) {
+            Some(_) => each(object, Place::Home),
+            None => Ok(()),
+        })
     }
 
     /// The tiers as they are now: one listing of a few names at home.
@@ -305,16 +309,9 @@ impl Backend for Tiered {
             return self.walk(prefix, false, &mut |object, _| each(object));
         }
         let mut seen: HashSet<PackUid> = HashSet::new();
-        let mut is_first = true;
-        self.walk(prefix, true, &mut |object, place| {
-            is_first &= place == Place::Home;
-            match pack::parse_name(&object.name) {
-                Some((PackKind::Data, uid)) if !seen.insert(uid) => Ok(()),
-                Some((PackKind::Data, _)) => each(object),
-                // What is no pack was told of when home was listed for the first time.
-                _ if is_first => each(object),
-                _ => Ok(()),
-            }
+        self.walk(prefix, true, &mut |object, _| match pack::parse_name(&object.name) {
+            Some((PackKind::Data, uid)) if !seen.insert(uid) => Ok(()),
+            _ => each(object),
         })
     }
 
@@ -497,7 +494,7 @@ mod tests {
     #[test]
     fn listings_name_each_pack_once_and_nothing_else_of_a_tier() {
         let Stage { home, cold, store, .. } = stage();
-        for name in [&data(1), &data(2), "repo", "trees/00/x"] {
+        for name in [&data(1), &data(2), "repo", "trees/00/x", "packs/00/odd"] {
             put(&*home, name);
         }
         for name in [&data(2), &data(3), "tier/x/cold", "trees/00/y", "packs/odd"] {
@@ -506,14 +503,15 @@ mod tests {
         let names = |prefix: &str| -> Vec<String> {
             list_sorted(&store, prefix).unwrap().into_iter().map(|object| object.name).collect()
         };
-        assert_eq!(names(""), [&data(1), &data(2), &data(3), "repo", "trees/00/x"]);
-        assert_eq!(names("packs/"), [data(1), data(2), data(3)]);
+        let odd = "packs/00/odd".to_owned();
+        assert_eq!(names(""), [&odd, &data(1), &data(2), &data(3), "repo", "trees/00/x"]);
+        assert_eq!(names("packs/"), [odd.clone(), data(1), data(2), data(3)]);
         assert_eq!(names("packs/03/"), [data(3)]);
         assert_eq!(names("trees/"), ["trees/00/x"]);
         store.home().delete(&data(2)).unwrap();
         assert!(cold.size(&data(2)).unwrap().is_some());
         store.delete_in_tiers(&data(2)).unwrap();
-        assert_eq!(names("packs/"), [data(1), data(3)]);
+        assert_eq!(names("packs/"), [odd, data(1), data(3)]);
     }
 
     #[test]
