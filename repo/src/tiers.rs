@@ -4,7 +4,7 @@
 //!   add      is the place free? -> feature, mark there, record here
 //!   move     points, the newest first -> which packs only old points need (choice)
 //!            -> each: read whole and check, PUT there, lock as at home, DELETE at home (transfer)
-//!   recall   all packs of a tier, the same the other way round
+//!   recall   all packs of a tier, the same the other way round, while nobody moves into it (turn)
 //!   remove   nothing lies there? -> record, mark
 //! ```
 //! A pack is as old as the newest point that needs it: what a recent point needs stays warm, however long ago it was written. What
@@ -18,6 +18,7 @@
 
 mod choice;
 mod transfer;
+mod turn;
 
 use crate::backend::lock::ObjectLock;
 use crate::backend::tiered::{TierSource, Tiered};
@@ -42,6 +43,7 @@ use crate::time::Timestamp;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use transfer::{Outcome, Transfer};
+use turn::{Course, Turn};
 
 /// Opens the store that a tier's record names, with whatever secrets this host has for it.
 pub type OpenTier = Arc<dyn Fn(&TierName, &Tier) -> Result<Arc<dyn Backend>> + Send + Sync>;
@@ -55,6 +57,8 @@ pub struct TransferOptions {
     pub threads: usize,
     /// Bytes a second that are read, at most.
     pub max_rate: Option<u64>,
+    /// Nobody moves packs the other way any more, whatever a killed process left.
+    pub take_over: bool,
     /// For the locks of packs: those that ended by then are not made again elsewhere.
     pub now: Timestamp,
 }
@@ -63,7 +67,7 @@ impl TransferOptions {
     /// The defaults.
     #[must_use]
     pub fn new(now: Timestamp) -> Self {
-        TransferOptions { dry_run: false, threads: 4, max_rate: None, now }
+        TransferOptions { dry_run: false, threads: 4, max_rate: None, take_over: false, now }
     }
 }
 
@@ -261,7 +265,7 @@ pub fn remove(repo: &Repository, name: &TierName, is_lost: bool) -> Result<()> {
 }
 
 /// Moves the data packs into a tier that no point after `before` needs, and some older one does. `Unsupported` when points ask for
-/// locks that the tier cannot give.
+/// locks that the tier cannot give; `Locked` while somebody recalls packs from it.
 pub fn move_old(
     repo: &Arc<Repository>,
     name: &TierName,
@@ -273,6 +277,7 @@ pub fn move_old(
     check_may_move(repo)?;
     let tiered = repo.tiered()?;
     let store = tiered.tier(name.as_str())?;
+    let _turn = take_turn(repo, name, Course::In, options)?;
     let crew = Crew { threads: options.threads, cancel };
     let choice::Choice { old, unreadable, asks_for_locks } = choice::choose(repo, before, crew)?;
     if asks_for_locks && locks_of(&*store)?.is_none() {
@@ -307,7 +312,7 @@ pub fn move_old(
     run(transfer, due, options, progress, crew, report)
 }
 
-/// Brings all packs of a tier home.
+/// Brings all packs of a tier home. `Locked` while somebody moves packs into it.
 pub fn recall(
     repo: &Arc<Repository>,
     name: &TierName,
@@ -318,6 +323,7 @@ pub fn recall(
     check_may_move(repo)?;
     let tiered = repo.tiered()?;
     let store = tiered.tier(name.as_str())?;
+    let _turn = take_turn(repo, name, Course::Out, options)?;
     let mut due = Vec::new();
     list_packs(&*store, &mut |uid, bytes| due.push((uid, bytes)))?;
     let transfer = Transfer::new(repo, &*store, tiered.home(), &|_| Ok(true), options)?;
@@ -328,6 +334,16 @@ fn check_may_move(repo: &Repository) -> Result<()> {
     repo.check_full("move packs between tiers")?;
     repo.keys().check_newest("move packs between tiers")?;
     repo.check_writable()
+}
+
+/// Whoever changes nothing needs no turn.
+fn take_turn<'a>(
+    repo: &'a Repository,
+    name: &TierName,
+    course: Course,
+    options: &TransferOptions,
+) -> Result<Option<Turn<'a>>> {
+    if options.dry_run { Ok(None) } else { Turn::take(repo, name, course, options.take_over).map(Some) }
 }
 
 /// Carries the packs over, several at a time.

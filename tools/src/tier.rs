@@ -104,6 +104,10 @@ struct How {
     /// Read at most so much a second, as in 100M
     #[arg(long, value_name = "SIZE", value_parser = parse_rate)]
     max_rate: Option<NonZeroU64>,
+
+    /// Nobody moves packs of this tier the other way any more, on any host: go on in spite of what a killed 'move' or 'recall' left
+    #[arg(long)]
+    take_over: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -262,6 +266,7 @@ impl How {
         let options = TransferOptions {
             dry_run: self.dry_run,
             max_rate: self.max_rate.map(NonZeroU64::get),
+            take_over: self.take_over,
             ..TransferOptions::new(environment::now()?)
         };
         let progress = TransferProgress::default();

@@ -7,7 +7,7 @@
 //!
 //! Not here: which packs. What holds: nothing goes here before all of it was proven and lies there, locked for as long as it is here;
 //! what is there already, by an attempt that ended half-way or by somebody else at the same time, is as good; what was put there is never
-//! taken back, since another one may have relied on it and removed the pack here.
+//! taken back, since another one may have relied on it and removed the pack here. Nobody goes the other way meanwhile ([`super::turn`]).
 
 use super::{TransferOptions, locks_of};
 use crate::backend::lock::ObjectLock;
