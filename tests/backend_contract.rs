@@ -1,9 +1,11 @@
 //! Runs the contract of storage over every implementation of the repository room.
 
+use coffer_repo::backend::Backend;
 use coffer_repo::backend::cached::{CacheOptions, Cached, Intake};
 use coffer_repo::backend::faulty::{Faulty, Plan};
 use coffer_repo::backend::local::Local;
 use coffer_repo::backend::memory::Memory;
+use coffer_repo::backend::tiered::{TierSource, Tiered};
 use coffer_tests::contract;
 use std::panic::catch_unwind;
 use std::sync::Arc;
@@ -33,6 +35,24 @@ fn a_store_behind_a_disk_cache_keeps_the_contract() {
         let options = CacheOptions { folder, budget_bytes: 100 << 20, intake: Intake::Keep };
         Arc::new(Cached::new(Arc::new(Memory::default()), options, |e| panic!("{e:?}")).unwrap())
     });
+}
+
+/// One tier, in memory.
+struct OneTier(Arc<Memory>);
+
+impl TierSource for OneTier {
+    fn names(&self) -> coffer_repo::Result<Vec<String>> {
+        Ok(vec!["cold".to_owned()])
+    }
+
+    fn open(&self, _: &str) -> coffer_repo::Result<Arc<dyn Backend>> {
+        Ok(Arc::clone(&self.0) as _)
+    }
+}
+
+#[test]
+fn a_store_with_a_cold_tier_keeps_the_contract() {
+    contract::run(&|| Arc::new(Tiered::new(Arc::new(Memory::default()), Box::new(OneTier(Arc::default())))));
 }
 
 #[test]

@@ -21,7 +21,8 @@
 //! any number of collectors, writers and readers run at the same time; a pack is condemned before the claims are listed that
 //! decide about it; a copy counts only when it was read and its id checked, in a pack that exists and that no visible record
 //! condemns; tombstones go after what they entomb; when a root cannot be walked nothing is removed. Stopped anywhere, it leaves
-//! copies that the next run finds unneeded, and condemned packs that the next run deals with first. Memory: [`CollectOptions::memory`]
+//! copies that the next run finds unneeded, and condemned packs that the next run deals with first. Of a pack in a cold tier nothing is
+//! read: it goes when nothing in it is needed, and what it holds proves nothing. Memory: [`CollectOptions::memory`]
 //! for spools and for what is copied in one batch, 100 bytes a pack and a claim, 60 more a data pack when keys are rotated, 40 a
 //! distinct node (16 MiB of distinct content), 40 a pack that is locked and not needed, two open packs, two index deltas of at most [`deltas::MOST`] entries.
 
@@ -167,6 +168,10 @@ pub struct CollectReport {
     pub waiting: Waiting,
     /// Packs that would go, or be copied out of, and lie frozen in a cold tier: left alone until somebody thaws them.
     pub frozen: PackSum,
+    /// Packs that are left alone since they, or the other copies of what they hold, are in cold tiers and would have to be thawed.
+    pub cold: PackSum,
+    /// Packs in cold tiers that are condemned and needed: claims are not swept while there are any, and a recall is the way out.
+    pub cold_condemned: PackSum,
     /// Packs that were removed.
     pub removed: PackSum,
     /// Bytes of all objects that were removed, less those that were written.
@@ -273,7 +278,7 @@ fn draw<'a>(
     Ok((survey, stock, sessions, draft.plan(options, &kept, report)))
 }
 
-/// The data packs whose key is sealed to an older epoch than the newest.
+/// The data packs whose key is sealed to an older epoch than the newest, but for cold ones.
 fn old_packs(
     repo: &Repository,
     stock: &Stock,
@@ -283,7 +288,7 @@ fn old_packs(
 ) -> Result<HashSet<PackUid>> {
     let (newest, _) = repo.keys().data_key();
     let census = census::take(repo, Crew { threads: options.threads, cancel }, |hand| {
-        let mut data = stock.iter().filter(|item| item.kind == PackKind::Data);
+        let mut data = stock.iter().filter(|item| item.kind == PackKind::Data && !item.is_cold());
         data.try_for_each(|item| hand((item.uid, item.bytes)))
     })?;
     report.damaged.extend(census.damaged);

@@ -1,6 +1,7 @@
 //! Features that a later version may turn on, and what a version that does not know them may still do (FORMAT.md section 2).
 //!
-//! Not here: what a feature does. Version 1.0 of the format assigns [`PARITY`] and those of [`StoreClass`]. What holds: what is unknown
+//! Not here: what a feature does. Version 1.0 of the format assigns [`PARITY`], [`TIERS`] and those of
+//! [`StoreClass`]. What holds: what is unknown
 //! is named, never skipped.
 
 use crate::error::{Error, Kind, Result};
@@ -8,6 +9,9 @@ use crate::store_class::StoreClass;
 
 /// The object that says that packs get parity. Whoever does not know it writes packs without, which are as good to read.
 pub const PARITY: &str = "features/compat-parity";
+
+/// The object that says that data packs may lie in cold tiers. Whoever does not know of them would take those packs for lost.
+pub const TIERS: &str = "features/incompat-tiers";
 
 /// What this version may do with a repository or a pack.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,7 +86,7 @@ impl FeatureBits {
 /// What this version may do with a repository that has the object `name`, of the form `features/<class>-<name>`. A class
 /// that it does not know counts as `incompat`.
 pub fn access_with(name: &str) -> Result<Access> {
-    if StoreClass::of_feature(name).is_some() {
+    if name == TIERS || StoreClass::of_feature(name).is_some() {
         return Ok(Access::ReadWrite);
     }
     let feature = name.strip_prefix("features/").unwrap_or(name);

@@ -7,9 +7,9 @@
 //! [`reader`] (range -> leaf -> chunk -> frame -> bytes). Besides: [`repository`] opens and makes repositories, [`catalog`] lists
 //! and pins points, [`protection`] protects and forgets them, [`retention`] says which ones rules keep, [`point`] finds them by
 //! name, [`rotation`] gives new packs another key, [`probe`] finds out what the store promises ([`store_class`]), [`locks`] keeps what is
-//! locked against removal so, [`verify`] proves points readable, [`heal`] makes them so again, [`stats`] says what they take, [`diff`]
+//! locked against removal so, [`tiers`] moves old packs to other stores, [`verify`] proves points readable, [`heal`] makes them so again, [`stats`] says what they take, [`diff`]
 //! compares them, [`copy`] copies them to another repository. Bytes that are stored are encoded in pure files: [`descriptor`], [`key_slot`],
-//! [`epoch`], [`sealed`], [`snapshot`], [`note`], [`disk_map`], [`pack`], [`parity`], [`index_delta`], [`moved`], [`verified`],
+//! [`epoch`], [`sealed`], [`snapshot`], [`note`], [`tier`], [`disk_map`], [`pack`], [`parity`], [`index_delta`], [`moved`], [`verified`],
 //! [`cbor`]; FORMAT.md says each of them byte by byte.
 //!
 //! What holds everywhere: nothing unauthenticated is used; nothing counts before its decision; nothing is acknowledged before it
@@ -75,6 +75,8 @@ mod spool;
 pub mod stats;
 pub mod store_class;
 pub mod thaw;
+pub mod tier;
+pub mod tiers;
 pub mod time;
 mod tree;
 mod unwalkable;

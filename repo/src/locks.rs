@@ -29,6 +29,7 @@ use crate::lock_for::Due;
 use crate::pack;
 use crate::repository::Repository;
 use crate::snapshot::{ClaimName, Snapshot};
+use crate::tier;
 use crate::time::Timestamp;
 use padlock::{Deed, Tally};
 pub use padlock::{MOST_NAMED, Short};
@@ -173,8 +174,9 @@ fn survey(
     Ok(report)
 }
 
-/// Prefixes of what nothing can be opened or believed without, besides the descriptor: features, key slots, certificates, epochs.
-const OWN: [&str; 4] = ["features/", key_slot::PREFIX, "writers/", Epoch::PREFIX];
+/// Prefixes of what nothing can be opened or believed without, besides the descriptor: features, key slots, certificates, epochs, and
+/// where cold tiers are.
+const OWN: [&str; 5] = ["features/", key_slot::PREFIX, "writers/", Epoch::PREFIX, tier::PREFIX];
 
 /// The names of all that, and the descriptor's.
 pub(crate) fn own_objects(repo: &Repository) -> Result<Vec<String>> {

@@ -51,7 +51,7 @@ pub struct InitOptions {
 pub struct Repository {
     backend: Arc<dyn Backend>,
     entropy: Arc<dyn Entropy>,
-    keys: Keys,
+    keys: Arc<Keys>,
     entrance: Entrance,
     descriptor: Descriptor,
     access: Access,
@@ -142,7 +142,7 @@ impl Repository {
         Repository {
             backend,
             entropy,
-            keys,
+            keys: Arc::new(keys),
             entrance,
             descriptor,
             access,
@@ -176,6 +176,11 @@ impl Repository {
     #[must_use]
     pub fn keys(&self) -> &Keys {
         &self.keys
+    }
+
+    /// The key bundle, for what outlives a borrow.
+    pub(crate) fn shared_keys(&self) -> Arc<Keys> {
+        Arc::clone(&self.keys)
     }
 
     /// How this session came in.

@@ -54,6 +54,8 @@ pub enum ObjectKind {
     Verified = 13,
     /// A data key that new packs are sealed to.
     Epoch = 14,
+    /// Another store in which packs lie.
+    Tier = 15,
 }
 
 impl ObjectKind {
@@ -72,7 +74,8 @@ impl ObjectKind {
             | ObjectKind::Condemned
             | ObjectKind::Note
             | ObjectKind::Verified
-            | ObjectKind::Epoch => Some(Signers::Authority),
+            | ObjectKind::Epoch
+            | ObjectKind::Tier => Some(Signers::Authority),
             ObjectKind::IndexDelta
             | ObjectKind::Session
             | ObjectKind::Claim

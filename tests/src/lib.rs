@@ -1,6 +1,7 @@
 //! Coffer's harness: what the tests of this folder share. See `ARCHITECTURE.md`.
 
 pub mod audit;
+pub mod below;
 pub mod coffer;
 pub mod contract;
 pub mod counting;

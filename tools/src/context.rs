@@ -99,7 +99,8 @@ impl Context {
             return Err(Error::not_found(why).into());
         }
         let credential = credential::obtain(opener, &address.to_string())?;
-        Ok(Repository::open(backend, &credential, entropy())?)
+        let repo = Repository::open(backend, &credential, entropy())?;
+        Ok(repo.with_tiers(store::tiers(&self.settings))?)
     }
 
     /// All points, oldest first. Damaged ones are warned of.

@@ -80,6 +80,13 @@ impl Arguments {
             let lost = report.lost;
             context.terminal.warn(format!("{lost} chunks that points need are missing; 'coffer verify' says which"));
         }
+        if report.cold_condemned.packs > 0 {
+            let packs = report.cold_condemned.packs;
+            context.terminal.warn(format!(
+                "{packs} packs in cold tiers were to go and are needed after all; records of what was forgotten stay as long as \
+                 they do: 'coffer tier recall' brings them home, where the next collection empties them"
+            ));
+        }
         // Locks last: of copies that were just made, too.
         let raised = if self.dry_run { None } else { locks::raise_at_end(context, &repo, options.now, &cancel)? };
         let mut object = object(&report, self.dry_run);
@@ -130,6 +137,8 @@ fn object(report: &CollectReport, dry_run: bool) -> Value {
             "last": report.waiting.last.map(|time| time.to_string()),
         }),
         "frozen": sum(&report.frozen),
+        "cold": sum(&report.cold),
+        "cold_condemned": sum(&report.cold_condemned),
         "removed": sum(&report.removed),
         "freed_bytes": report.freed,
         "revoked": report.revoked.iter().map(|name| name.id.to_string()).collect::<Vec<_>>(),
@@ -171,6 +180,7 @@ fn text(report: &CollectReport, dry_run: bool) -> String {
     line("young", &report.young, ", of running backups: left alone");
     line("spared", &report.spared, ", needed by somebody meanwhile: the next run deals with them");
     line("frozen", &report.frozen, ", in a cold tier: left alone");
+    line("cold", &report.cold, ", mostly unneeded: left alone in cold tiers, or on account of what lies there");
     if report.waiting.objects > 0 {
         text += &format!("waiting    {}\n", waiting(&report.waiting));
     }

@@ -46,6 +46,7 @@ mod stats;
 mod store;
 mod terminal;
 mod thaw;
+mod tier;
 mod verify;
 
 use clap::{Parser, Subcommand};
@@ -70,8 +71,8 @@ POINT   WORKLOAD@latest, WORKLOAD@-N (the Nth before the latest), WORKLOAD@TIME,
         TIME is written 2026-11-21T02-00-00Z. POINT:DISK is a disk of it; with one disk the name may be left out.
 SOURCE  A raw, qcow2, VMDK, VHDX or VDI file, a block device, an nbd:// or nbd+unix:// URI, or - for standard input.
 
-Files   A configuration file $XDG_CONFIG_HOME/coffer/config.toml may set repository, options, password-file, key-file and
-        lock-for.
+Files   A configuration file $XDG_CONFIG_HOME/coffer/config.toml may set repository, options, password-file, key-file,
+        lock-for and tier-secrets.
 
 Exit codes
   0  done
@@ -111,6 +112,7 @@ enum Command {
     Probe(probe::Arguments),
     Cache(cache::Arguments),
     Locks(locks::Arguments),
+    Tier(tier::Arguments),
     Completions(completions::Arguments),
     Manpages(manpages::Arguments),
 }
@@ -152,6 +154,7 @@ impl Command {
             Command::Probe(arguments) => arguments.run(context),
             Command::Cache(arguments) => arguments.run(context),
             Command::Locks(arguments) => arguments.run(context),
+            Command::Tier(arguments) => arguments.run(context),
             Command::Completions(arguments) => arguments.run(),
             Command::Manpages(arguments) => arguments.run(),
         }

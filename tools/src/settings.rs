@@ -6,6 +6,7 @@
 //!   key-file = "/etc/coffer/key"           one of the two
 //!   options = ["region=eu-1"]              what is said about an object store
 //!   lock-for = "30d"                       what --lock-for says when it is not said
+//!   tier-secrets = ["deep=/etc/coffer/deep"]  what --tier-secret says about tiers of which it says nothing
 //! ```
 //! Not here: opening anything ([`crate::context`]). What holds: a password file and a key file of one layer contradict each
 //! other and are refused; a layer that names either hides both of the layers below it. An option hides the same one of the
@@ -16,6 +17,7 @@ use crate::environment::Environment;
 use crate::exit::{Result, wrong_use};
 use coffer_repo::backend::address;
 use coffer_repo::lock_for::LockFor;
+use coffer_repo::tier::TierName;
 use std::path::{Path, PathBuf};
 use toml_edit::Document;
 
@@ -39,6 +41,11 @@ pub(crate) struct Globals {
     /// Open it by this key file. Without it COFFER_KEY_FILE
     #[arg(long, global = true, value_name = "FILE")]
     key_file: Option<PathBuf>,
+
+    /// Take the secrets of the cold tier NAME from this file, one NAME=VALUE a line; without it from where the repository's come.
+    /// May be repeated
+    #[arg(long, global = true, value_name = "NAME=FILE", value_parser = parse_tier_secret)]
+    tier_secret: Vec<TierSecret>,
 
     /// Where the index is kept, which can always be made again. Without it XDG_CACHE_HOME/coffer
     #[arg(long, global = true, value_name = "DIR")]
@@ -79,6 +86,9 @@ pub(crate) enum Opener {
 /// Something that is said about an object store: its name and its value.
 pub(crate) type StoreOption = (String, String);
 
+/// A cold tier and the file with its secrets.
+pub(crate) type TierSecret = (TierName, PathBuf);
+
 /// What was decided.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
@@ -94,6 +104,8 @@ pub(crate) struct Settings {
     state: Option<PathBuf>,
     /// How long points are locked unless something else is said.
     pub(crate) lock_for: Option<LockFor>,
+    /// The files with secrets of cold tiers; of several about one tier the first counts.
+    pub(crate) tier_secrets: Vec<TierSecret>,
 }
 
 /// One layer.
@@ -104,6 +116,7 @@ struct Layer {
     password_file: Option<PathBuf>,
     key_file: Option<PathBuf>,
     lock_for: Option<LockFor>,
+    tier_secrets: Vec<TierSecret>,
 }
 
 impl Settings {
@@ -117,6 +130,7 @@ impl Settings {
             password_file: globals.password_file.clone(),
             key_file: globals.key_file.clone(),
             lock_for: None,
+            tier_secrets: Vec::new(),
         };
         let variables = Layer {
             repository: environment.repository,
@@ -125,6 +139,7 @@ impl Settings {
             password_file: environment.password_file,
             key_file: environment.key_file,
             lock_for: None,
+            tier_secrets: Vec::new(),
         };
         let mut settings = Settings {
             location: None,
@@ -139,6 +154,7 @@ impl Settings {
             disk_cache: globals.disk_cache,
             state: globals.state.clone().or(environment.state),
             lock_for: file.lock_for,
+            tier_secrets: [globals.tier_secret.clone(), file.tier_secrets.clone()].concat(),
         };
         for (where_from, layer) in
             [("the command line", line), ("the environment", variables), ("the configuration file", file)]
@@ -161,6 +177,11 @@ impl Settings {
         self.location.as_deref().ok_or_else(|| {
             wrong_use("which repository? Name it with -r LOCATION, COFFER_REPOSITORY or the configuration file")
         })
+    }
+
+    /// The file with the secrets of a cold tier, if one was named.
+    pub(crate) fn tier_secret(&self, name: &TierName) -> Option<&Path> {
+        self.tier_secrets.iter().find(|(of, _)| of == name).map(|(_, file)| file.as_path())
     }
 
     /// Bytes of the disk that may keep what was read of the repository.
@@ -217,6 +238,12 @@ pub(crate) fn parse_option(text: &str) -> std::result::Result<StoreOption, Strin
     address::parse_option(text).map_err(|e| e.to_string())
 }
 
+/// A cold tier and its file, as they are written: NAME=FILE.
+fn parse_tier_secret(text: &str) -> std::result::Result<TierSecret, String> {
+    let (name, file) = text.split_once('=').filter(|(_, file)| !file.is_empty()).ok_or("it is written NAME=FILE")?;
+    Ok((name.parse().map_err(|e: coffer_repo::Error| e.to_string())?, file.into()))
+}
+
 fn parse_options<'a>(texts: impl Iterator<Item = &'a str>) -> std::result::Result<Vec<StoreOption>, String> {
     texts.filter(|text| !text.trim().is_empty()).map(parse_option).collect()
 }
@@ -225,10 +252,14 @@ fn parse(text: &str) -> std::result::Result<Layer, String> {
     let document = Document::parse(text).map_err(|e| e.to_string())?;
     let mut layer = Layer::default();
     for (key, value) in document.as_table() {
-        if key == "options" {
+        if ["options", "tier-secrets"].contains(&key) {
             let texts =
                 value.as_array().and_then(|list| list.iter().map(|text| text.as_str()).collect::<Option<Vec<_>>>());
-            layer.options = parse_options(texts.ok_or("'options' is not a list of texts")?.into_iter())?;
+            let texts = texts.ok_or_else(|| format!("'{key}' is not a list of texts"))?.into_iter();
+            match key {
+                "options" => layer.options = parse_options(texts)?,
+                _ => layer.tier_secrets = texts.map(parse_tier_secret).collect::<std::result::Result<_, _>>()?,
+            }
             continue;
         }
         let value = value.as_str().map(str::to_owned).ok_or_else(|| format!("'{key}' is not a text"))?;
@@ -238,7 +269,7 @@ fn parse(text: &str) -> std::result::Result<Layer, String> {
             "key-file" => layer.key_file = Some(value.into()),
             "lock-for" => layer.lock_for = Some(value.parse().map_err(|e: coffer_repo::Error| e.to_string())?),
             _ => {
-                let known = "repository, options, password-file, key-file and lock-for";
+                let known = "repository, options, password-file, key-file, lock-for and tier-secrets";
                 return Err(format!("'{key}' is not known: there are {known}"));
             }
         }
@@ -337,7 +368,13 @@ mod tests {
         assert_eq!((layer.repository.as_deref(), layer.key_file), (Some("/r"), Some("/k".into())));
         let layer = parse("lock-for = '30d'").unwrap();
         assert_eq!(layer.lock_for.unwrap().to_string(), "30d");
+        let layer = parse("tier-secrets = ['deep=/etc/deep', 'far=a=b']").unwrap();
+        let secret = |name: &str, file: &str| (name.parse().unwrap(), PathBuf::from(file));
+        assert_eq!(layer.tier_secrets, [secret("deep", "/etc/deep"), secret("far", "a=b")]);
         for (bad, says) in [
+            ("tier-secrets = ['deep']", "NAME=FILE"),
+            ("tier-secrets = ['De ep=x']", "cold tier"),
+            ("tier-secrets = 'deep=x'", "'tier-secrets'"),
             ("password = 'secret'", "'password'"),
             ("lock-for = '30m'", "'30m'"),
             ("repository = 1", "'repository'"),

@@ -29,6 +29,7 @@ mod shelf;
 
 use super::archive::Archive;
 use super::lock::ObjectLock;
+use super::tiered::Tiered;
 use super::{Backend, Listed, Put};
 use crate::error::{Error, Kind, Result};
 use crate::location::PackKind;
@@ -233,6 +234,10 @@ impl Backend for Cached {
 
     fn archive(&self) -> Option<&dyn Archive> {
         self.store.archive()
+    }
+
+    fn tiers(&self) -> Option<&Tiered> {
+        self.store.tiers()
     }
 
     fn doubt(&self, name: &str, offset: u64, len: u64) -> bool {

@@ -30,6 +30,7 @@ pub mod memory;
 pub mod object;
 pub mod schedule;
 pub mod secrets;
+pub mod tiered;
 pub mod vault;
 
 use crate::entropy::Entropy;
@@ -43,6 +44,7 @@ use schedule::MinuteOfDay;
 use secrets::Secrets;
 use std::fmt;
 use std::sync::Arc;
+use tiered::Tiered;
 
 /// Longest name, in bytes.
 pub const MAX_NAME: usize = 1024;
@@ -118,6 +120,11 @@ pub trait Backend: Send + Sync + fmt::Debug {
 
     /// The store's cold tiers, when stores of this kind have some that objects are thawed from. Whoever wraps a store hands on what it has.
     fn archive(&self) -> Option<&dyn Archive> {
+        None
+    }
+
+    /// The store with its cold tiers, when it may have some. Whoever wraps a store hands on what it has.
+    fn tiers(&self) -> Option<&Tiered> {
         None
     }
 }

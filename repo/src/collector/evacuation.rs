@@ -105,7 +105,15 @@ impl<'a> Evacuation<'a> {
     ) -> Result<Self> {
         let Batch { repo, options, session, survey, stock, condemned } = batch;
         let held = read_tables(repo, options, cancel, &mut packs, report)?;
-        let mut wanted = wanted(survey, &held, stock, condemned, &packs)?;
+        let Wanted { mut wanted, tied } = wanted(survey, &held, stock, condemned, &packs)?;
+        packs.retain(|item| {
+            let is_tied = tied.contains(&item.uid);
+            if is_tied {
+                report.cold.add(item.bytes);
+            }
+            !is_tied
+        });
+        wanted.retain(|(at, _)| !tied.contains(&at.pack));
         wanted.sort_unstable_by_key(|(at, _)| (at.pack, at.offset));
         let (frames, open, nodes, done) = (Frames::new(repo)?, BTreeMap::new(), HashSet::new(), Vec::new());
         let mut copier = Copier { repo, options, session, frames, open, nodes, done };
@@ -133,7 +141,8 @@ impl<'a> Evacuation<'a> {
     }
 }
 
-/// Reads the packs' tables of contents. What is gone leaves the batch, and so does what is damaged or frozen.
+/// Reads the packs' tables of contents, but for cold ones, which would have to be thawed. What is gone leaves the batch, and so does
+/// what is damaged or frozen.
 fn read_tables<'a>(
     repo: &'a Repository,
     options: &'a CollectOptions,
@@ -160,7 +169,8 @@ fn read_tables<'a>(
         Ok(())
     };
     let crew = Crew { threads: options.threads, cancel };
-    crew.run(|| Ok(()), read, |hand| packs.iter().try_for_each(|item| hand(*item)))?;
+    let mut warm = packs.iter().filter(|item| !item.is_cold());
+    crew.run(|| Ok(()), read, |hand| warm.try_for_each(|item| hand(*item)))?;
     let lost = lost.into_inner().map_err(|_| died())?;
     packs.retain(|item| {
         let why = lost.get(&item.uid).map(Error::kind);
@@ -178,6 +188,15 @@ pub(super) fn kinds_of(packs: &[Item]) -> HashMap<PackUid, PackKind> {
     packs.iter().map(|item| (item.uid, item.kind)).collect()
 }
 
+/// What is to be copied out of a batch.
+#[derive(Default)]
+struct Wanted {
+    wanted: Vec<(Location, IndexKey)>,
+    /// Packs that hold something needed of which only cold packs have another copy: nobody can prove that one now, and copying
+    /// would make a third, and a fourth the next time.
+    tied: HashSet<PackUid>,
+}
+
 /// What is needed and cannot be found but in these packs: of a chunk one place, of a node every one that a map leads to.
 fn wanted(
     survey: &Survey<'_>,
@@ -185,20 +204,29 @@ fn wanted(
     stock: &Stock,
     condemned: &HashSet<PackUid>,
     packs: &[Item],
-) -> Result<Vec<(Location, IndexKey)>> {
+) -> Result<Wanted> {
     let kinds = kinds_of(packs);
     let exists = |uid: PackUid| stock.has(uid);
     let stays = |uid: PackUid| stock.has(uid) && !condemned.contains(&uid) && !kinds.contains_key(&uid);
-    let mut wanted = Vec::new();
+    let is_cold = |uid: PackUid| stock.get(uid).is_some_and(Item::is_cold);
+    let Wanted { mut wanted, mut tied } = Wanted::default();
     spool::settle(survey.mentions().chain([held]), &mut |group: &[Mention]| {
         let needed = mention::needed(group);
         let is_lead = |at: &Location| {
             let mut leads = needed.iter().filter_map(|place| mention::lead(group, *place, &exists));
             leads.any(|lead| mention::place_of(&lead) == mention::place_of(at))
         };
-        let mut is_found = needed.iter().any(|place| !mention::follow(group, *place, &stays).is_empty());
+        let elsewhere =
+            |is: &dyn Fn(PackUid) -> bool| needed.iter().any(|p| !mention::follow(group, *p, is).is_empty());
+        let mut is_found = elsewhere(&|uid| stays(uid) && !is_cold(uid));
+        let is_tied = !is_found && elsewhere(&stays);
         for mention in group.iter().filter(|_| !needed.is_empty()) {
             let Mention::Held { key, at } = mention else { continue };
+            // What was condemned before is emptied all the same, so that nobody waits for it for good.
+            if is_tied && kinds.contains_key(&at.pack) && !condemned.contains(&at.pack) {
+                tied.insert(at.pack);
+                continue;
+            }
             let is_wanted = match kinds.get(&at.pack) {
                 None => false,
                 Some(PackKind::Data) => !std::mem::replace(&mut is_found, true),
@@ -210,7 +238,7 @@ fn wanted(
         }
         Ok(())
     })?;
-    Ok(wanted)
+    Ok(Wanted { wanted, tied })
 }
 
 impl Copier<'_> {

@@ -13,7 +13,7 @@
 
 use super::evacuation::{Copies, Evacuation, Moving, kinds_of};
 use super::mention::{self, Mention};
-use super::removal::remove;
+use super::removal::{remove, remove_pack};
 use super::roots::Roots;
 use super::stock::{Item, Stock};
 use super::survey::Survey;
@@ -26,7 +26,6 @@ use crate::frames::Frames;
 use crate::id::{PackUid, RecordId};
 use crate::location::{IndexKey, Location, PackKind};
 use crate::moved::Relocated;
-use crate::pack;
 use crate::parity;
 use crate::repository::Repository;
 use crate::sealed::ObjectKind;
@@ -73,6 +72,7 @@ impl Judgement {
         }
         let Evacuation { packs, held, copies } = evacuation;
         let kinds = kinds_of(&packs);
+        let unread: HashSet<PackUid> = packs.iter().filter(|item| item.is_cold()).map(|item| item.uid).collect();
         let exists = |uid: PackUid| stock.has(uid);
         let stays = |uid: PackUid| stock.has(uid) && !condemned.contains(&uid) && !kinds.contains_key(&uid);
         let mut proof = Proof { frames: Frames::new(repo)?, stock: &stock, copies };
@@ -85,8 +85,16 @@ impl Judgement {
                 Mention::Held { at, .. } => Some(at),
                 _ => None,
             });
-            let of_batch = |at: &Location| Some((*at, *kinds.get(&at.pack).filter(|_| stock.has(at.pack))?));
-            let mut here: Vec<(Location, PackKind)> = held.chain(&needed).filter_map(of_batch).collect();
+            // Of cold packs no table was read: what somebody may be sent to is known by the records that send him.
+            let cold = group.iter().filter_map(|m| match m {
+                Mention::Moved { to, offset, stored_len, .. } if unread.contains(to) => {
+                    Some(Location { pack: *to, offset: *offset, stored_len: *stored_len, raw_len: 0 })
+                }
+                _ => None,
+            });
+            let of_batch = |at: Location| Some((at, *kinds.get(&at.pack).filter(|_| stock.has(at.pack))?));
+            let mut here: Vec<(Location, PackKind)> =
+                held.chain(&needed).copied().chain(cold).filter_map(of_batch).collect();
             here.sort_unstable_by_key(|(at, _)| mention::place_of(at));
             here.dedup_by_key(|(at, _)| mention::place_of(at));
             for (at, kind) in here {
@@ -158,7 +166,7 @@ impl Judgement {
             }
             // Another collector may have been faster.
             let Some(listed) = self.stock.get(item.uid).copied() else { continue };
-            if !remove(repo, &pack::name(item.kind, item.uid), listed.bytes, report)? {
+            if !remove_pack(repo, &listed, report)? {
                 continue;
             }
             report.removed.add(item.bytes);
@@ -282,7 +290,8 @@ impl Proof<'_> {
             return Ok(Some(hint(*to)));
         }
         for at in elsewhere {
-            let Some(Item { kind, .. }) = self.stock.get(at.pack) else { continue };
+            // A cold pack is not read, as it might have to be thawed, and what a hint says of it proves nothing.
+            let Some(Item { kind, .. }) = self.stock.get(at.pack).filter(|item| !item.is_cold()) else { continue };
             if self.holds(*kind, at, key)? {
                 return Ok(Some(hint(at)));
             }

@@ -5,7 +5,8 @@
 //!            -> less what is locked -> Plan: batches
 //! ```
 //!
-//! Not here: doing it; asking for locks ([`super::removal`]). What holds: packs of running sessions are left alone while nothing needs them, which is an economy and
+//! Not here: doing it; asking for locks ([`super::removal`]). What holds: nothing is copied out of a cold pack, which goes when nothing in
+//! it is needed; packs of running sessions are left alone while nothing needs them, which is an economy and
 //! no safety argument; what nobody needs goes first, so that there is space for copies, and with it packs that were condemned
 //! before, since nobody relies on them any more: a copy of a node is not given up while the one to keep is condemned and in
 //! another batch; batches are small enough that what is copied in one, 400 bytes a frame with everything, stays within half of the memory.
@@ -102,6 +103,14 @@ impl Draft {
             } else if used.frames == 0 {
                 report.dead.add(item.bytes);
                 dead.push((*item, used));
+            } else if item.is_cold() {
+                // Copying out of it would mean to thaw it.
+                let is_poor = used.with_entries() * 100 <= item.bytes * u64::from(options.repack_below);
+                if condemned.contains(&item.uid) {
+                    report.cold_condemned.add(item.bytes);
+                } else if is_poor {
+                    report.cold.add(item.bytes);
+                }
             } else if condemned.contains(&item.uid) {
                 forced.push((*item, used));
             } else if old.contains(&item.uid) {

@@ -4,7 +4,7 @@
 //! are left alone altogether: they are neither condemned nor copied out of, so that backups may come to rely on them again.
 
 use super::CollectReport;
-use super::stock::Item;
+use super::stock::{Item, Lies};
 use crate::backend::lock::Kept;
 use crate::crew::Crew;
 use crate::error::{Kind, Result};
@@ -38,7 +38,22 @@ impl Waiting {
 
 /// Removes an object, of which `bytes` become free. Whether it is gone: one that is locked is counted in the report.
 pub(super) fn remove(repo: &Repository, name: &str, bytes: u64, report: &mut CollectReport) -> Result<bool> {
-    match repo.backend().delete(name) {
+    removed(repo, name, bytes, repo.backend().delete(name), report)
+}
+
+/// The same of a pack, where it was listed and nowhere else: whoever moved it since made a copy that was not decided about.
+pub(super) fn remove_pack(repo: &Repository, item: &Item, report: &mut CollectReport) -> Result<bool> {
+    let name = pack::name(item.kind, item.uid);
+    let deleted = match (repo.backend().tiers(), item.lies) {
+        (Some(tiered), Lies::Home) => tiered.home().delete(&name),
+        (Some(tiered), Lies::Cold) => tiered.delete_in_tiers(&name),
+        (Some(_), Lies::Both) | (None, _) => repo.backend().delete(&name),
+    };
+    removed(repo, &name, item.bytes, deleted, report)
+}
+
+fn removed(repo: &Repository, name: &str, bytes: u64, deleted: Result<()>, report: &mut CollectReport) -> Result<bool> {
+    match deleted {
         Ok(()) => Ok(true),
         Err(e) if e.kind() == Kind::Retained => {
             // For people: who may not ask is told of no date.

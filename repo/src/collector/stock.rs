@@ -1,7 +1,9 @@
 //! The packs of a store, as listed once.
 //!
-//! Not here: what lies in them. Memory: 100 bytes a pack or so.
+//! Not here: what lies in them. What holds: a pack that lies somewhere all the while is in it, whoever moves it between tiers meanwhile. Memory: 100 bytes a pack or so.
 
+use crate::backend::Listed;
+use crate::backend::tiered::Place;
 use crate::error::Result;
 use crate::id::PackUid;
 use crate::location::PackKind;
@@ -9,6 +11,17 @@ use crate::pack;
 use crate::parity;
 use crate::repository::Repository;
 use std::collections::HashMap;
+
+/// Where a pack lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lies {
+    /// In the repository's own store.
+    Home,
+    /// In a cold tier, and not at home.
+    Cold,
+    /// In both, on the way from one to the other.
+    Both,
+}
 
 /// A pack of a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +32,14 @@ pub(super) struct Item {
     pub(super) bytes: u64,
     /// Bytes of its parity, 0 when it has none.
     pub(super) parity: u64,
+    pub(super) lies: Lies,
+}
+
+impl Item {
+    /// Whether it would have to be thawed, perhaps, to be read.
+    pub(super) fn is_cold(&self) -> bool {
+        self.lies == Lies::Cold
+    }
 }
 
 /// All packs of a store.
@@ -41,12 +62,16 @@ impl Stock {
             Ok(())
         })?;
         for kind in PackKind::ALL {
-            repo.backend().list(kind.prefix(), &mut |object| {
-                if let Some((kind, uid)) = pack::parse_name(&object.name) {
-                    stock.packs.insert(uid, Item { uid, kind, bytes: object.size, parity: 0 });
-                }
-                Ok(())
-            })?;
+            match repo.backend().tiers().filter(|_| kind == PackKind::Data) {
+                Some(tiered) => tiered.list_places(kind.prefix(), &mut |object, place| {
+                    stock.note(&object, place);
+                    Ok(())
+                })?,
+                None => repo.backend().list(kind.prefix(), &mut |object| {
+                    stock.note(&object, Place::Home);
+                    Ok(())
+                })?,
+            }
         }
         for (uid, object) in parity {
             match stock.packs.get_mut(&uid) {
@@ -55,6 +80,15 @@ impl Stock {
             }
         }
         Ok(stock)
+    }
+
+    fn note(&mut self, object: &Listed, place: Place<'_>) {
+        let Some((kind, uid)) = pack::parse_name(&object.name) else { return };
+        let here = if place == Place::Home { Lies::Home } else { Lies::Cold };
+        let item = self.packs.entry(uid).or_insert(Item { uid, kind, bytes: object.size, parity: 0, lies: here });
+        if item.lies != here {
+            item.lies = Lies::Both;
+        }
     }
 
     pub(super) fn get(&self, uid: PackUid) -> Option<&Item> {

@@ -153,26 +153,44 @@ impl OpenPack {
 pub fn read_contents(backend: &dyn Backend, keys: &Keys, kind: PackKind, uid: PackUid) -> Result<(Vec<Entry>, u64)> {
     let name = name(kind, uid);
     let (suffix, object_len) = backend.get_suffix(&name, CONTENTS_READ)?;
-    let read = || -> Result<Vec<Entry>> {
-        let (before, footer) = suffix
-            .split_last_chunk::<FOOTER_LEN>()
-            .ok_or_else(|| Error::corrupt(format!("{object_len} bytes are no pack")))?;
-        let footer = Footer::decode(footer, uid, object_len)?;
-        let table_len = usize::try_from(footer.contents_stored_len())
-            .map_err(|_| Error::corrupt("a table of contents longer than memory"))?;
-        let mut table = match before.len().checked_sub(table_len).and_then(|at| before.get(at..)) {
-            Some(table) => table.to_vec(),
-            None => {
-                let mut table = vec![0; table_len];
-                backend.get_range(&name, u64::from(footer.contents_offset), &mut table)?;
-                table
-            }
-        };
-        let at = contents_frame(&name, kind, &footer)?;
-        let table = keys.contents_key(uid, footer.aead)?.open_in_place(at, &mut table)?;
-        contents::decode(table, kind, &footer)
+    let more = |offset: u64, out: &mut [u8]| backend.get_range(&name, offset, out);
+    let entries = open_contents(keys, kind, uid, &suffix, object_len, &more);
+    Ok((entries.map_err(|e| e.within(&name))?, object_len))
+}
+
+/// The same of a pack that is at hand: all of it is `bytes`.
+pub(crate) fn contents_of(keys: &Keys, kind: PackKind, uid: PackUid, bytes: &[u8]) -> Result<Vec<Entry>> {
+    let more = |_, _: &mut [u8]| Err(Error::corrupt("a table of contents longer than its pack"));
+    open_contents(keys, kind, uid, bytes, bytes.len() as u64, &more)
+}
+
+/// Opens the table of contents of a pack that ends with `suffix`; `more` reads what lies before that.
+fn open_contents(
+    keys: &Keys,
+    kind: PackKind,
+    uid: PackUid,
+    suffix: &[u8],
+    object_len: u64,
+    more: &dyn Fn(u64, &mut [u8]) -> Result<()>,
+) -> Result<Vec<Entry>> {
+    let (before, footer) = suffix
+        .split_last_chunk::<FOOTER_LEN>()
+        .ok_or_else(|| Error::corrupt(format!("{object_len} bytes are no pack")))?;
+    let footer = Footer::decode(footer, uid, object_len)?;
+    let table_len = usize::try_from(footer.contents_stored_len())
+        .map_err(|_| Error::corrupt("a table of contents longer than memory"))?;
+    let mut table = match before.len().checked_sub(table_len).and_then(|at| before.get(at..)) {
+        Some(table) => table.to_vec(),
+        None => {
+            let mut table = vec![0; table_len];
+            more(u64::from(footer.contents_offset), &mut table)?;
+            table
+        }
     };
-    Ok((read().map_err(|e| e.within(&name))?, object_len))
+    let name = name(kind, uid);
+    let at = contents_frame(&name, kind, &footer)?;
+    let table = keys.contents_key(uid, footer.aead)?.open_in_place(at, &mut table)?;
+    contents::decode(table, kind, &footer)
 }
 
 /// The table of contents as a frame of the object `name`.

@@ -18,11 +18,12 @@ use crate::note::Note;
 use crate::repository::Repository;
 use crate::sealed::ObjectKind;
 use crate::snapshot::{ClaimName, ClaimPart, Condemned, Decision, Forget};
+use crate::tier::{self, Tier, TierName};
 use crate::verified::{self, Verified};
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Where records lie, tombstones last: what they explain is listed before.
-const PREFIXES: [&str; 11] = [
+const PREFIXES: [&str; 12] = [
     key_slot::PREFIX,
     "writers/",
     Epoch::PREFIX,
@@ -32,6 +33,7 @@ const PREFIXES: [&str; 11] = [
     moved::PREFIX,
     verified::PREFIX,
     Note::PREFIX,
+    tier::PREFIX,
     Condemned::PREFIX,
     Forget::PREFIX,
 ];
@@ -121,6 +123,10 @@ fn check(repo: &Repository, name: &str) -> Result<()> {
         "notes" => {
             let _ = Note::parse(name).ok_or_else(|| foreign(name))?;
             Note::decode(&record(ObjectKind::Note)?.body).map(drop)
+        }
+        "tiers" => {
+            let _ = TierName::of_object(name).ok_or_else(|| foreign(name))?;
+            Tier::decode(&record(ObjectKind::Tier)?.body).map(drop)
         }
         _ => Err(foreign(name)),
     }
