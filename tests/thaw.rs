@@ -349,6 +349,7 @@ fn coffer(server: &Scripted, place: Place) -> Coffer {
     Dice::new(3).noise(&mut bytes);
     std::fs::write(coffer.path("disk.raw"), &bytes).unwrap();
     coffer.run(&["backup", "-w", "web", "d=disk.raw"]);
+    std::fs::copy(coffer.path("disk.raw"), coffer.path("old.raw")).unwrap();
     Dice::new(4).noise(&mut bytes[1 << 20..2 << 20]);
     std::fs::write(coffer.path("disk.raw"), &bytes).unwrap();
     coffer.run(&["backup", "-w", "web", "d=disk.raw"]);
@@ -426,6 +427,34 @@ fn a_restore_waits_for_what_is_not_ready() {
     assert!(ended.status.success() && ended.err.contains(&format!("thawing {} packs", packs.len() - 1)), "{ended}");
     coffer.assert_same("disk.raw", "out.raw");
     assert_eq!(asked(&server, "POST", "restore"), packs.len());
+}
+
+/// Home is warm, and what old points alone need freezes in a tier of the same bucket.
+#[test]
+fn what_a_tier_froze_is_thawed_there() {
+    let server = Scripted::start();
+    let coffer = coffer(&server, place(&server));
+    let tier = place(&server);
+    let mut add = vec!["tier".to_owned(), "add".to_owned(), "deep".to_owned(), format!("s3://{BUCKET}/cold")];
+    for option in tier.options.iter().map(String::as_str).chain(["storage-class=GLACIER"]) {
+        add.extend(["--tier-option".to_owned(), option.to_owned()]);
+    }
+    coffer.run(&add.iter().map(String::as_str).collect::<Vec<_>>());
+    coffer.run(&["forget", "web@latest"]);
+    // Nothing is older than a moment yet.
+    std::thread::sleep(Duration::from_millis(1100));
+    coffer.run(&["tier", "move", "deep", "--older-than", "0d"]);
+    let cold = server.keys("cold/packs/").len();
+    assert!(cold > 0, "{:?}", server.keys(""));
+    server.thaw_after(NEVER);
+
+    coffer.fails(&RESTORE, &["nothing was written", &format!("{cold} (")]);
+    let text = coffer.run(&["thaw", "web@latest"]);
+    assert!(text.contains("it was asked for") && asked(&server, "POST", "restore") == cold, "{text}");
+    server.thaw_after(1);
+    let done = coffer.json(&["thaw", "web@latest", "--wait"]);
+    assert_eq!((&done["is_ready"], packs(&done, "needed") >= cold as u64), (&json!(true), true), "{done}");
+    coffer.assert_restores("web@latest", "old.raw");
 }
 
 #[test]
