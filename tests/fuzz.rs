@@ -43,6 +43,7 @@ use coffer_repo::retention::Stretch;
 use coffer_repo::seal::{Compressor, Decompressor};
 use coffer_repo::sealed::{ObjectKind, Unverified};
 use coffer_repo::snapshot::{Claim, ClaimName, Condemned, Copied, Decision, Forget, Origin};
+use coffer_repo::tier::{Tier, TierName};
 use coffer_repo::time::Timestamp;
 use coffer_repo::verified::{Level, Proof, Verified};
 use coffer_tests::dice::Dice;
@@ -306,6 +307,8 @@ fn objects(corpus: &Corpus) -> Vec<Decoder<'_>> {
     let time = Some(Timestamp::from_seconds(1_795_226_400).unwrap());
     let notes = [protect, unprotect].map(|remark| Note { snapshot: id, time, remark }.encode().unwrap());
     let notes = [corpus.bodies(ObjectKind::Note, Note::PREFIX, ""), notes.into()].concat();
+    let options = vec![("storage-class".to_owned(), "GLACIER".to_owned())];
+    let tier = Tier { url: "s3://bucket/cold".into(), options, added: Timestamp::from_seconds(9).unwrap() };
     let epoch = Epoch { number: 2, public: keys.data_key().1, time: Timestamp::from_seconds(1).unwrap() };
     vec![
         // Signed again, so that mutations get behind the signature.
@@ -371,6 +374,9 @@ fn objects(corpus: &Corpus) -> Vec<Decoder<'_>> {
         }),
         Decoder::new("epoch", vec![epoch.encode().unwrap()], |bytes| {
             one_meaning(Epoch::decode(2, bytes), |epoch| epoch.encode().unwrap(), |bytes| Epoch::decode(2, bytes))
+        }),
+        Decoder::new("tier", vec![tier.encode().unwrap()], |bytes| {
+            one_meaning(Tier::decode(bytes), |tier| tier.encode().unwrap(), Tier::decode)
         }),
         Decoder::new("certificate", corpus.bodies(ObjectKind::Certificate, "writers/", ""), |bytes| {
             one_meaning(Certificate::decode(bytes), |certificate| certificate.encode().unwrap(), Certificate::decode)
@@ -491,6 +497,10 @@ fn texts(corpus: &Corpus) -> Vec<Decoder<'_>> {
         }),
         Decoder::text("name of an epoch", &[&Epoch::name(2)], move |text| {
             spelt(text.as_bytes(), Epoch::parse_name(text).map(Epoch::name))
+        }),
+        Decoder::text("name of a tier", &["tiers/cold", "tier/000102030405060708090a0b0c0d0e0f/deep-1"], move |text| {
+            let mark = TierName::of_mark(text).map(|(repo, name)| name.mark(repo));
+            spelt(text.as_bytes(), TierName::of_object(text).map(|name| name.object()).or(mark))
         }),
         Decoder::new("name of an index delta", of("index/"), move |bytes| {
             spelt(bytes, index_delta::parse_name(&as_text(bytes)).map(|(signer, seq)| index_delta::name(signer, seq)))

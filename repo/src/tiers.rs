@@ -38,6 +38,7 @@ use crate::pack;
 use crate::repository::Repository;
 use crate::sealed::{self, ObjectKind};
 use crate::snapshot::ClaimName;
+use crate::store_class::StoreClass;
 use crate::tier::{self, Tier, TierName};
 use crate::time::Timestamp;
 use std::sync::Arc;
@@ -343,7 +344,18 @@ fn take_turn<'a>(
     course: Course,
     options: &TransferOptions,
 ) -> Result<Option<Turn<'a>>> {
-    if options.dry_run { Ok(None) } else { Turn::take(repo, name, course, options.take_over).map(Some) }
+    if options.dry_run {
+        return Ok(None);
+    }
+    if repo.store_class() == Some(StoreClass::Lagging) {
+        let why = format!(
+            "packs are not moved between tiers in {}: a probe found that its listings or reads may show what was, so that two who move \
+             the same packs might not see each other",
+            repo.backend().location()
+        );
+        return Err(Error::new(Kind::Unsupported, why));
+    }
+    Turn::take(repo, name, course, options.take_over).map(Some)
 }
 
 /// Carries the packs over, several at a time.

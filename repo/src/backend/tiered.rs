@@ -78,6 +78,9 @@ struct Tier {
     store: Mutex<Option<Arc<dyn Backend>>>,
 }
 
+/// A tier and its store.
+type Opened = (Arc<Tier>, Arc<dyn Backend>);
+
 impl Tier {
     /// Its store. A tier that could not be opened is tried again the next time.
     fn open(&self, source: &dyn TierSource) -> Result<Arc<dyn Backend>> {
@@ -248,7 +251,7 @@ impl Tiered {
 
     /// The place whose lock of `name` counts: the tier, where it lies in one. What lies in both is on its way there, and home's copy
     /// goes when its lock ends.
-    fn locked_place(&self, name: &str) -> Result<Option<(Arc<Tier>, Arc<dyn Backend>)>> {
+    fn locked_place(&self, name: &str) -> Result<Option<Opened>> {
         if !matches!(pack::parse_name(name), Some((PackKind::Data, _))) {
             return Ok(None);
         }

@@ -13,3 +13,4 @@ mod points;
 mod probe;
 mod stage;
 mod target;
+mod tiers;
