@@ -41,7 +41,7 @@ fn old_packs_lie_in_another_folder_and_come_back() {
     assert!(stage.ok(&["tier", "list"]).contains("deep"));
 
     assert_eq!((restored(&stage, "web@-1"), restored(&stage, "web@latest")), (first, second.clone()));
-    stage.ok(&["verify", "--data"]);
+    stage.ok(&["verify", "--data", "all"]);
     assert_eq!(stage.json(0, &["backup", "-w", "twin", "disk.raw"])["snapshot"]["new_chunks"], 0);
     stage.ok(&["forget", "web@-1"]);
     let collected = stage.json(0, &["gc"]);
@@ -55,7 +55,7 @@ fn old_packs_lie_in_another_folder_and_come_back() {
     stage.ok(&["tier", "remove", "deep"]);
     assert_eq!(stage.json(0, &["tier", "list"])["tiers"], Value::Array(Vec::new()));
     assert_eq!(restored(&stage, "web@latest"), second);
-    stage.ok(&["verify", "--data"]);
+    stage.ok(&["verify", "--data", "all"]);
 }
 
 #[test]
