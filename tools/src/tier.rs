@@ -7,6 +7,7 @@ use crate::exit::{Result, describe, wrong_use};
 use crate::output::{self, size};
 use crate::settings::{StoreOption, parse_option};
 use crate::signal;
+use crate::since::Since;
 use crate::store;
 use crate::terminal::{Sample, Unit};
 use clap::Subcommand;
@@ -15,7 +16,6 @@ use coffer_repo::backend::address::Address;
 use coffer_repo::cancel::Cancel;
 use coffer_repo::collector::PackSum;
 use coffer_repo::repository::Repository;
-use coffer_repo::retention::Stretch;
 use coffer_repo::tier::{Tier, TierName};
 use coffer_repo::tiers::{self, TransferOptions, TransferProgress, TransferReport};
 use serde_json::{Value, json};
@@ -78,9 +78,10 @@ struct Move {
     /// Which tier
     name: TierName,
 
-    /// Only packs that no point of so long a time needs, as in 90d or 1y (years, months, days, hours)
+    /// Only packs that no point of so long a time needs, as in 90d or 1y (years, months, days, hours), or none after a time as
+    /// 'snapshots' writes it
     #[arg(long, value_name = "TIME")]
-    older_than: Stretch,
+    older_than: Since,
 
     #[command(flatten)]
     how: How,
@@ -216,7 +217,7 @@ fn list(context: &Context) -> Result<()> {
 impl Move {
     fn run(&self, context: &Context) -> Result<()> {
         let Move { name, older_than, how } = self;
-        let before = older_than.back_from(environment::now()?);
+        let before = older_than.before(environment::now()?);
         how.run(context, name, Course::There, |repo, options, progress, cancel| {
             tiers::move_old(repo, name, before, options, progress, cancel)
         })
