@@ -291,6 +291,20 @@ fn a_damaged_pack_stays() {
 }
 
 #[test]
+fn a_copy_that_is_none_is_not_relied_on() {
+    let place = Place::memories();
+    let name = packs(&*place.home).pop_first().unwrap();
+    let mut bytes = place.home.get(&name).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    assert_eq!(place.cold.put(&name, &[&bytes]).unwrap(), Put::Created);
+    let report = move_old(&place.repo, 1000, &options()).unwrap();
+    let [(uid, error)] = report.damaged.as_slice() else { panic!("{report:?}") };
+    assert!(name.ends_with(&uid.to_string()) && error.to_string().contains("other bytes"), "{error}");
+    assert_eq!(packs(&*place.home), BTreeSet::from([name]));
+    place.assert_reads(&place.repo);
+}
+
+#[test]
 fn collectors_remove_dead_cold_packs_and_read_none() {
     let cold = Frozen::new(Memory::default());
     let place = Place::new(Arc::new(Memory::default()), Arc::clone(&cold) as _);

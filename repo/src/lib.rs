@@ -7,8 +7,9 @@
 //! [`reader`] (range -> leaf -> chunk -> frame -> bytes). Besides: [`repository`] opens and makes repositories, [`catalog`] lists
 //! and pins points, [`protection`] protects and forgets them, [`retention`] says which ones rules keep, [`point`] finds them by
 //! name, [`rotation`] gives new packs another key, [`probe`] finds out what the store promises ([`store_class`]), [`locks`] keeps what is
-//! locked against removal so, [`tiers`] moves old packs to other stores, [`verify`] proves points readable, [`heal`] makes them so again, [`stats`] says what they take, [`diff`]
-//! compares them, [`copy`] copies them to another repository. Bytes that are stored are encoded in pure files: [`descriptor`], [`key_slot`],
+//! locked against removal so, [`tiers`] moves old packs to other stores, [`thaw`] has what is frozen there made readable, [`verify`]
+//! proves points readable, [`heal`] makes them so again, [`stats`] says what they take, [`diff`] compares them, [`copy`] copies them
+//! to another repository. Bytes that are stored are encoded in pure files: [`descriptor`], [`key_slot`],
 //! [`epoch`], [`sealed`], [`snapshot`], [`note`], [`tier`], [`disk_map`], [`pack`], [`parity`], [`index_delta`], [`moved`], [`verified`],
 //! [`cbor`]; FORMAT.md says each of them byte by byte.
 //!

@@ -8,7 +8,9 @@ use std::path::Path;
 /// Of a backup, in bytes, whatever the disk's size.
 const BACKUP_MEMORY: u64 = 400 * MIB;
 /// Of a mount or a server, in bytes, besides its cache.
-const READING_MEMORY: u64 = 128 * MIB;
+const READING_MEMORY: u64 = (128 + WAITING) * MIB;
+/// On a busy disk readers wait for it: a pool has eight threads a core then, of 2 MiB each, and there are two pools.
+const WAITING: u64 = 64;
 const CACHE: u64 = 64 * MIB;
 
 /// Whether an index below `cache` has a guest.

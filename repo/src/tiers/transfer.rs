@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Not here: which packs. What holds: nothing goes here before all of it was proven and lies there, locked for as long as it is here;
-//! what is there already, by an attempt that ended half-way or by somebody else at the same time, is as good; what was put there is never
+//! what is there already, by an attempt that ended half-way or by somebody else at the same time, is compared if it can be read; what was put there is never
 //! taken back, since another one may have relied on it and removed the pack here. Nobody goes the other way meanwhile ([`super::turn`]).
 
 use super::{TransferOptions, locks_of};
@@ -30,7 +30,7 @@ pub(super) enum Outcome {
     Unlockable,
     /// It stayed, since it is about to be removed. A copy may lie there, which the next collection removes.
     Condemned,
-    /// It stayed, since it is damaged.
+    /// It stayed, since it is damaged, or what lies there under its name is.
     Damaged(Error),
     /// It lies here no more.
     Gone,
@@ -94,7 +94,19 @@ impl<'a> Transfer<'a> {
             }
             Err(e) => return Err(e),
         }
-        let (Put::Created | Put::Exists) = self.to.put(&name, &[&bytes])?;
+        if self.to.put(&name, &[&bytes])? == Put::Exists {
+            match self.to.get(&name) {
+                Ok(there) if there == bytes => {}
+                Ok(_) => {
+                    let why =
+                        format!("{name} lies in {} already, with other bytes; delete it there", self.to.location());
+                    return Ok(Outcome::Damaged(Error::corrupt(why)));
+                }
+                // Whether it can be read is seen when it is thawed; or a collector was faster.
+                Err(e) if matches!(e.kind(), Kind::Frozen | Kind::NotFound) => {}
+                Err(e) => return Err(e),
+            }
+        }
         match self.to.size(&name)? {
             Some(len) if len == bytes.len() as u64 => {}
             Some(len) => {
