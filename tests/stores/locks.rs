@@ -208,9 +208,9 @@ fn is_told_by_the_command(plain: Place, name: &'static str) {
     assert_eq!(bucket.packs(), packs);
 }
 
+/// Not on SeaweedFS: puts that race in a bucket with object lock leave several versions there, which the probe of `init` says.
 #[test]
-fn seaweedfs_and_ceph_lock_by_the_command() {
-    is_told_by_the_command(SeaweedFs::shared().bucket("no-locks-d"), "locks-d");
+fn ceph_locks_by_the_command() {
     is_told_by_the_command(Ceph::shared().bucket("no-locks-d"), "locks-d");
 }
 
