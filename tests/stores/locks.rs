@@ -172,7 +172,7 @@ fn ceph_frees_what_is_no_longer_locked() {
     goes_when_its_lock_ends(Ceph::shared().bucket("no-locks-b"), "locks-b");
 }
 
-/// By the command: what it locks, what it says of that, and what it leaves alone.
+/// By the command: what it locks, what it says of that, and what it brings back.
 fn is_told_by_the_command(plain: Place, name: &'static str) {
     let without = Coffer::new_in(plain.clone());
     image::make(&without.path("disk.raw"), 2 * MIB, &[0..2 * MIB], 4);
@@ -182,11 +182,13 @@ fn is_told_by_the_command(plain: Place, name: &'static str) {
     let bucket = Bucket::new(plain, name);
     let coffer = Coffer::new_in(bucket.place.clone());
     image::make(&coffer.path("disk.raw"), 2 * MIB, &[0..2 * MIB], 5);
-    let began = now();
     let done = coffer.json(&["backup", "-w", "web", "--lock-for", "30d", "vda=disk.raw"]);
     assert_eq!(done["snapshot"]["lock_for_seconds"], 30 * 86_400, "{done}");
-    let audit = coffer.json(&["locks", "audit"]);
-    assert_eq!((&audit["points"], &audit["short_count"], &audit["hidden_count"]), (&json!(1), &json!(0), &json!(0)));
+    // With warnings: the puts of `init`'s probe that raced left versions, which have nothing to do with points.
+    let audit = coffer.warned(&["locks", "audit"]);
+    assert_eq!((&audit["points"], &audit["short_count"], &audit["missing"]), (&json!(1), &json!(0), &json!([])));
+    let hidden = audit["hidden"].as_array().unwrap();
+    assert!(hidden.iter().all(|one| one["object"].as_str().unwrap().starts_with("probe/")), "{audit}");
 
     // Who has the mover's credentials can hide it, and nothing else.
     let done = bucket.hand(&["attack", name]);
@@ -197,18 +199,8 @@ fn is_told_by_the_command(plain: Place, name: &'static str) {
     let done = coffer.json(&["locks", "reveal"]);
     assert_eq!((&done["revealed"], &done["still_hidden"]), (&json!(locked), &json!([])), "{done}");
     coffer.assert_restores("web@latest", "disk.raw");
-
-    // What is forgotten waits until its term is over.
-    coffer.run(&["forget", "web@latest"]);
-    let packs = bucket.packs();
-    let collected = coffer.json(&["gc", "--dead-after", "0"]);
-    let last = collected["waiting"]["last"].as_str().unwrap();
-    assert!(last >= at(began + 30 * 86_400).to_string().as_str(), "{collected}");
-    assert!(collected["waiting"]["bytes"].as_u64().unwrap() > MIB, "{collected}");
-    assert_eq!(bucket.packs(), packs);
 }
 
-/// Not on SeaweedFS: puts that race in a bucket with object lock leave several versions there, which the probe of `init` says.
 #[test]
 fn ceph_locks_by_the_command() {
     is_told_by_the_command(Ceph::shared().bucket("no-locks-d"), "locks-d");
