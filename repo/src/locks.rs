@@ -27,6 +27,7 @@ use crate::error::{Error, Kind, Result};
 use crate::key_slot;
 use crate::lock_for::Due;
 use crate::pack;
+use crate::probe;
 use crate::repository::Repository;
 use crate::snapshot::{ClaimName, Snapshot};
 use crate::tier;
@@ -86,12 +87,12 @@ impl LockReport {
 pub fn audit(repo: &Arc<Repository>, options: LockOptions, cancel: &Cancel) -> Result<LockReport> {
     let lock = repo.object_lock()?;
     let mut report = survey(repo, lock, Deed::Look, options, cancel)?;
-    lock.each_hidden("", &mut |hidden| {
+    each_hidden(lock, cancel, &mut |hidden| {
         report.hidden_count += 1;
         if report.hidden.len() < MOST_NAMED {
             report.hidden.push(hidden);
         }
-        cancel.check()
+        Ok(())
     })?;
     Ok(report)
 }
@@ -126,8 +127,7 @@ pub fn reveal_own(store: &dyn Backend, cancel: &Cancel) -> Result<u64> {
 pub fn reveal(repo: &Repository, cancel: &Cancel) -> Result<(u64, Vec<(String, Error)>)> {
     let lock = repo.object_lock()?;
     let (mut revealed, mut failed) = (0, Vec::new());
-    lock.each_hidden("", &mut |Hidden { name, .. }| {
-        cancel.check()?;
+    each_hidden(lock, cancel, &mut |Hidden { name, .. }| {
         match lock.reveal(&name) {
             Ok(()) => revealed += 1,
             Err(e) if matches!(e.kind(), Kind::Retained | Kind::NotFound) => failed.push((name, e)),
@@ -136,6 +136,15 @@ pub fn reveal(repo: &Repository, cancel: &Cancel) -> Result<(u64, Vec<(String, E
         Ok(())
     })?;
     Ok((revealed, failed))
+}
+
+/// What is hidden in a whole store, but for the names of probes: puts of one name that race are what these are for, and may leave
+/// several versions until a collector removes them.
+fn each_hidden(lock: &dyn ObjectLock, cancel: &Cancel, each: &mut dyn FnMut(Hidden) -> Result<()>) -> Result<()> {
+    lock.each_hidden("", &mut |hidden| {
+        cancel.check()?;
+        if hidden.name.starts_with(probe::PREFIX) { Ok(()) } else { each(hidden) }
+    })
 }
 
 fn survey(

@@ -119,9 +119,7 @@ impl Records {
 
 impl TierSource for Records {
     fn names(&self) -> Result<Vec<String>> {
-        let records = list_sorted(&*self.home, tier::PREFIX)?;
-        let names = records.iter().filter_map(|object| TierName::of_object(&object.name));
-        Ok(names.map(|name| name.as_str().to_owned()).collect())
+        Ok(names_in(&*self.home)?.iter().map(|name| name.as_str().to_owned()).collect())
     }
 
     fn open(&self, name: &str) -> Result<Arc<dyn Backend>> {
@@ -152,9 +150,7 @@ impl Repository {
 
     /// The cold tiers by name, as their records say; damaged ones as errors.
     pub fn tiers(&self) -> Result<Vec<(TierName, Result<Tier>)>> {
-        let records = list_sorted(self.backend(), tier::PREFIX)?;
-        let names = records.iter().filter_map(|object| TierName::of_object(&object.name));
-        Ok(names.map(|name| (name.clone(), self.tier(&name))).collect())
+        Ok(names_in(self.backend())?.into_iter().map(|name| (name.clone(), self.tier(&name))).collect())
     }
 
     /// A cold tier's record. `NotFound` when there is none of that name.
@@ -170,6 +166,12 @@ impl Repository {
     fn tiered(&self) -> Result<&Tiered> {
         self.backend().tiers().ok_or_else(|| Error::internal("the repository was opened without its cold tiers"))
     }
+}
+
+/// The names of the tiers that a repository's own store has records of, sorted.
+fn names_in(home: &dyn Backend) -> Result<Vec<TierName>> {
+    let records = list_sorted(home, tier::PREFIX)?;
+    Ok(records.iter().filter_map(|object| TierName::of_object(&object.name)).collect())
 }
 
 fn unknown(name: &TierName) -> Error {
@@ -219,10 +221,7 @@ pub fn add(repo: &Repository, name: &TierName, tier: &Tier, store: &dyn Backend)
 
 /// What lies in a tier.
 pub fn stock(repo: &Repository, name: &TierName) -> Result<PackSum> {
-    let store = repo.tiered()?.tier(name.as_str())?;
-    let mut sum = PackSum::default();
-    list_packs(&*store, &mut |_, bytes| sum.add(bytes))?;
-    Ok(sum)
+    sum_of(&*repo.tiered()?.tier(name.as_str())?)
 }
 
 /// Ends a tier in which nothing lies; `Retained` while something does. With `is_lost` nobody looks: its store is gone for good, and what
@@ -246,18 +245,13 @@ pub fn remove(repo: &Repository, name: &TierName, is_lost: bool) -> Result<()> {
         Err(Error::new(Kind::Retained, why))
     };
     let store = repo.tiered()?.tier(name.as_str())?;
-    let lies_there = || -> Result<PackSum> {
-        let mut sum = PackSum::default();
-        list_packs(&*store, &mut |_, bytes| sum.add(bytes))?;
-        Ok(sum)
-    };
-    let sum = lies_there()?;
+    let sum = sum_of(&*store)?;
     if sum.packs > 0 {
         return refuse(sum);
     }
     home.delete(&name.object())?;
     // Whoever moves a pack looks for the record between putting it there and removing it here: he misses it, or is seen now.
-    let sum = lies_there()?;
+    let sum = sum_of(&*store)?;
     if sum.packs > 0 {
         let (Put::Created | Put::Exists) = home.put(&name.object(), &[&record])?;
         return refuse(sum);
@@ -389,16 +383,10 @@ fn run(
     let begin = || Ok((transfer::Scratch::new()?, TransferReport::default()));
     let parts = crew.run(begin, one, |hand| due.into_iter().try_for_each(hand))?;
     for (_, part) in parts {
-        let sums = [
-            (&mut report.moved, part.moved),
-            (&mut report.doubled, part.doubled),
-            (&mut report.unlockable, part.unlockable),
-            (&mut report.condemned, part.condemned),
-        ];
-        for (all, PackSum { packs, bytes }) in sums {
-            all.packs += packs;
-            all.bytes += bytes;
-        }
+        report.moved += part.moved;
+        report.doubled += part.doubled;
+        report.unlockable += part.unlockable;
+        report.condemned += part.condemned;
         report.damaged.extend(part.damaged);
     }
     report.damaged.sort_by_key(|(uid, _)| *uid);
@@ -413,6 +401,13 @@ fn locks_of(store: &dyn Backend) -> Result<Option<&dyn ObjectLock>> {
         Err(e) if e.kind() == Kind::Unsupported => Ok(None),
         Err(e) => Err(e),
     }
+}
+
+/// How many data packs lie in a store.
+fn sum_of(store: &dyn Backend) -> Result<PackSum> {
+    let mut sum = PackSum::default();
+    list_packs(store, &mut |_, bytes| sum.add(bytes))?;
+    Ok(sum)
 }
 
 /// The data packs of one store, with their bytes.

@@ -9,7 +9,7 @@
 //! bytes give a page or an error and never a panic; a page that says that there is more names where; an object without a class is of
 //! the standard one.
 
-use super::xml::{element, unescaped};
+use super::xml::{element, is_truncated, unescaped};
 use crate::error::{Error, Result};
 
 /// One object.
@@ -50,7 +50,7 @@ impl Page {
             rest = after;
         }
         around.push_str(rest);
-        if element(&around, "IsTruncated").is_some_and(|word| word.trim() == "true") {
+        if is_truncated(&around) {
             let token = element(&around, "NextContinuationToken").map(unescaped).filter(|token| !token.is_empty());
             page.next = Some(token.ok_or_else(wrong)?);
         }

@@ -442,7 +442,7 @@ impl Backend for ObjectStore {
 
     fn delete(&self, name: &str) -> Result<()> {
         check_name(name)?;
-        if self.delete_version(name)?.is_some() {
+        if self.delete_versions(name)?.is_some() {
             return Ok(());
         }
         let path = name.to_owned();

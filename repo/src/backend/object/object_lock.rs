@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   lock    PUT name?retention          COMPLIANCE until a date       refused when a longer one stands, which is as well
-//!   delete  HEAD name -> its version -> DELETE name?versionId=..      403: the HEAD's fields tell whether a lock or the credentials
+//!   delete  GET ?versions -> DELETE name?versionId=.., oldest first   403: a HEAD's fields tell whether a lock or the credentials
 //!   hidden  GET ?versions, page by page                               reveal: DELETE of all versions but the oldest
 //!   check   GET ?object-lock            once, and remembered
 //! ```
@@ -10,7 +10,8 @@
 //! `s3:GetBucketObjectLockConfiguration`, and for who collects `s3:DeleteObjectVersion` and `s3:ListBucketVersions`.
 //!
 //! Not here: what is locked ([`crate::locks`]); signatures ([`super::signed`]); the listing's bytes ([`super::versions`]). What holds: a
-//! bucket with object lock never gets a delete marker from here; only compliance mode counts as a lock, since whoever is permitted to
+//! bucket with object lock never gets a delete marker from here; a name that was deleted shows no older version, such as puts that raced
+//! leave; only compliance mode counts as a lock, since whoever is permitted to
 //! can get round governance mode, but the store's refusal to delete counts in any mode; the store's clock is the one of its answers.
 
 use super::signed::{Notary, Refused, escaped_all};
@@ -34,7 +35,6 @@ pub(super) enum Lockable {
 
 /// What a HEAD tells of an object's lock.
 struct Shown {
-    version: Option<String>,
     /// In compliance mode.
     until: Option<Timestamp>,
     /// Whether the store keeps it now.
@@ -78,9 +78,11 @@ impl ObjectStore {
         }
     }
 
-    fn look(&self, notary: &Notary, name: &str) -> Result<Option<Shown>> {
+    /// What a HEAD tells of an object, or of one `version` of it; `None`: it is not there.
+    fn look(&self, notary: &Notary, name: &str, version: Option<&str>) -> Result<Option<Shown>> {
         let call = Call { doing: "looking for the lock of", name, purpose: Purpose::default() };
-        match self.ask(notary, &call, (Method::HEAD, notary.object(name)), None) {
+        let url = version.map_or_else(|| notary.object(name), |id| version_url(notary, name, id));
+        match self.ask(notary, &call, (Method::HEAD, url), None) {
             Ok(answer) => Ok(Some(Shown::of(&answer.headers))),
             Err(Refused { status: 404 | 405, .. }) => self.see_bucket().map(|()| None),
             Err(refused) => Err(refused.error),
@@ -89,32 +91,51 @@ impl ObjectStore {
 
     /// Removes an object as [`Backend::delete`](crate::backend::Backend::delete) does in a bucket with object lock. `None`: the bucket
     /// has none, and nothing was done.
-    pub(super) fn delete_version(&self, name: &str) -> Result<Option<()>> {
+    pub(super) fn delete_versions(&self, name: &str) -> Result<Option<()>> {
         let Some(notary) = &self.notary else { return Ok(None) };
         if self.lockable(notary)? != Lockable::Yes {
             return Ok(None);
         }
-        let Some(shown) = self.look(notary, name)? else { return Ok(Some(())) };
-        let Some(version) = &shown.version else { return Ok(None) };
-        let kept = shown.kept.map(|kept| match kept.until {
-            Some(until) => format!("locked until {until}"),
-            None => "under a legal hold".to_owned(),
-        });
-        self.remove(notary, name, version, kept.as_deref()).map(Some)
+        let versions = self.versions_of(notary, name)?;
+        if versions.first().is_none_or(|newest| newest.is_marker) {
+            return Ok(Some(()));
+        }
+        // The oldest first: should one be locked, or this be cut short, the name shows what it did.
+        for version in versions.iter().rev() {
+            let Some(error) = self.remove(notary, name, &version.id)? else { continue };
+            let kept = self.look(notary, name, Some(&version.id))?.and_then(|shown| shown.kept);
+            let kept = match kept {
+                Some(Kept { until: Some(until) }) => format!("locked until {until}"),
+                Some(Kept { until: None }) => "under a legal hold".to_owned(),
+                None => return Err(error),
+            };
+            return Err(
+                Error::new(Kind::Retained, format!("'{name}' in {} is {kept}", self.address)).with_source(error)
+            );
+        }
+        Ok(Some(()))
     }
 
-    /// Removes one version, which the store is known to keep for the reason `kept`, or not.
-    fn remove(&self, notary: &Notary, name: &str, version: &str, kept: Option<&str>) -> Result<()> {
+    /// Removes one version; one that is not there counts as removed. Where the store refuses it, the refusal.
+    fn remove(&self, notary: &Notary, name: &str, version: &str) -> Result<Option<Error>> {
         let call = Call { doing: "deleting", name, purpose: Purpose::default() };
-        let url = format!("{}?versionId={}", notary.object(name), escaped_all(version));
-        match (self.ask(notary, &call, (Method::DELETE, url), None), kept) {
-            (Ok(_), _) => Ok(()),
-            (Err(Refused { status: 404, .. }), _) => Ok(()),
-            (Err(Refused { status: 403, error, .. }), Some(kept)) => {
-                Err(Error::new(Kind::Retained, format!("'{name}' in {} is {kept}", self.address)).with_source(error))
-            }
-            (Err(refused), _) => Err(refused.error),
+        match self.ask(notary, &call, (Method::DELETE, version_url(notary, name, version)), None) {
+            Ok(_) | Err(Refused { status: 404, .. }) => Ok(None),
+            Err(Refused { status: 403, error, .. }) => Ok(Some(error)),
+            Err(refused) => Err(refused.error),
         }
+    }
+
+    /// All versions of one object, the newest first.
+    fn versions_of(&self, notary: &Notary, name: &str) -> Result<Vec<Version>> {
+        let mut versions = Vec::new();
+        self.each_version(notary, name, &mut |version| {
+            if version.key == name {
+                versions.push(version);
+            }
+            Ok(())
+        })?;
+        Ok(versions)
     }
 
     /// Calls `each` for every version of what begins with `prefix`, of one object the newest first.
@@ -146,6 +167,10 @@ impl ObjectStore {
     }
 }
 
+fn version_url(notary: &Notary, name: &str, version: &str) -> String {
+    format!("{}?versionId={}", notary.object(name), escaped_all(version))
+}
+
 impl Shown {
     fn of(headers: &HeaderMap) -> Shown {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
@@ -159,8 +184,7 @@ impl Shown {
             _ => None,
         };
         let is_compliant = text("x-amz-object-lock-mode") == Some("COMPLIANCE");
-        let version = text("x-amz-version-id").filter(|id| !id.is_empty()).map(str::to_owned);
-        Shown { version, until: until.filter(|_| is_compliant), kept }
+        Shown { until: until.filter(|_| is_compliant), kept }
     }
 }
 
@@ -206,13 +230,13 @@ impl ObjectLock for ObjectStore {
 
     fn locked_until(&self, name: &str) -> Result<Option<Timestamp>> {
         check_name(name)?;
-        let shown = self.look(self.lockable_notary()?, name)?.ok_or_else(|| self.not_there(name))?;
+        let shown = self.look(self.lockable_notary()?, name, None)?.ok_or_else(|| self.not_there(name))?;
         Ok(shown.until)
     }
 
     fn kept(&self, name: &str) -> Result<Option<Kept>> {
         check_name(name)?;
-        Ok(self.look(self.lockable_notary()?, name)?.ok_or_else(|| self.not_there(name))?.kept)
+        Ok(self.look(self.lockable_notary()?, name, None)?.ok_or_else(|| self.not_there(name))?.kept)
     }
 
     fn each_hidden(&self, prefix: &str, each: &mut dyn FnMut(Hidden) -> Result<()>) -> Result<()> {
@@ -238,16 +262,16 @@ impl ObjectLock for ObjectStore {
     fn reveal(&self, name: &str) -> Result<()> {
         check_name(name)?;
         let notary = self.lockable_notary()?;
-        let mut versions = Vec::new();
-        self.each_version(notary, name, &mut |version| {
-            if version.key == name {
-                versions.push(version);
-            }
-            Ok(())
-        })?;
+        let versions = self.versions_of(notary, name)?;
         let oldest = versions.iter().rposition(|version| !version.is_marker).ok_or_else(|| self.not_there(name))?;
-        let kept = "hidden by a version that the store does not let go, by a lock of its own or for want of permission";
-        versions.iter().take(oldest).try_for_each(|version| self.remove(notary, name, &version.id, Some(kept)))
+        let why = "hidden by a version that the store does not let go, by a lock of its own or for want of permission";
+        for version in versions.iter().take(oldest) {
+            if let Some(error) = self.remove(notary, name, &version.id)? {
+                let what = format!("'{name}' in {} is {why}", self.address);
+                return Err(Error::new(Kind::Retained, what).with_source(error));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -269,9 +293,9 @@ mod tests {
         const DATE: &str = "x-amz-object-lock-retain-until-date";
         let now = ("date", "Sun, 22 Nov 2026 18:32:52 GMT");
         let later = (DATE, "2026-11-22T18:35:11.000000000Z");
-        let locked = shown(&[now, (MODE, "COMPLIANCE"), later, ("x-amz-version-id", "v")]);
+        let locked = shown(&[now, (MODE, "COMPLIANCE"), later]);
         assert_eq!(locked.until.unwrap().to_string(), "2026-11-22T18-35-11Z");
-        assert_eq!((locked.kept, locked.version.as_deref()), (Some(Kept { until: locked.until }), Some("v")));
+        assert_eq!(locked.kept, Some(Kept { until: locked.until }));
         let over = shown(&[now, (MODE, "COMPLIANCE"), (DATE, "2026-11-22T18:32:51Z")]);
         assert!(over.until.is_some() && over.kept.is_none());
         // It can be got round, and is refused for the time being.

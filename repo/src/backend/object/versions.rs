@@ -8,7 +8,7 @@
 //! Not here: asking for it ([`super::object_lock`]). What holds: pure; foreign bytes give a page or an error and never a panic; a page
 //! that says that there is more names where.
 
-use super::xml::{element, unescaped};
+use super::xml::{element, is_truncated, unescaped};
 use crate::error::{Error, Result};
 
 /// One version of an object, or a delete marker.
@@ -54,7 +54,7 @@ impl Page {
             rest = after;
         }
         around.push_str(rest);
-        if element(&around, "IsTruncated").is_some_and(|word| word.trim() == "true") {
+        if is_truncated(&around) {
             let field = |name| element(&around, name).map(unescaped).filter(|text| !text.is_empty()).ok_or_else(wrong);
             page.next = Some((field("NextKeyMarker")?, field("NextVersionIdMarker")?));
         }

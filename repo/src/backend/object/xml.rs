@@ -8,6 +8,11 @@ pub(super) fn element<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     after.split_once(&format!("</{name}>")).map(|(inner, _)| inner)
 }
 
+/// Whether a page of a listing says that more follow it.
+pub(super) fn is_truncated(page: &str) -> bool {
+    element(page, "IsTruncated").is_some_and(|word| word.trim() == "true")
+}
+
 /// Text with what XML writes in other ways for certain characters; what is none of these stays as it is.
 pub(super) fn unescaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
