@@ -54,7 +54,7 @@ const MOST_THREADS: usize = 256;
 impl Default for ReaderOptions {
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(2, 16);
-        ReaderOptions { cache_bytes: 64 << 20, readahead_bytes: 16 << 20, threads }
+        ReaderOptions { cache_bytes: 64 << 20, readahead_bytes: 48 << 20, threads }
     }
 }
 
@@ -359,7 +359,7 @@ impl Reader {
             let base = window * self.geometry.window;
             let window_end = base.saturating_add(self.geometry.window).min(end);
             let found = if fetch {
-                self.nodes.leaf(&map.root, window).map_err(|e| map.place(e, at, 0))?
+                self.pool.waiting(|| self.nodes.leaf(&map.root, window)).map_err(|e| map.place(e, at, 0))?
             } else {
                 match self.nodes.cached_leaf(&map.root, window)? {
                     Some(found) => found,
@@ -418,11 +418,10 @@ impl Reader {
         while at < range.end {
             let end = (at - at % readahead::PIECE + readahead::PIECE).min(range.end);
             let Some(ticket) = self.readahead.take(end - at) else { break };
-            let (reader, map, piece) = (Arc::clone(self), Arc::clone(map), at..end);
+            let (reader, map, piece, ticket) = (Arc::clone(self), Arc::clone(map), at..end, Arc::new(ticket));
             let handed = self.pool.tell(move |scratch| {
                 // Advice: what fails here fails again, loudly, for the one who reads it.
-                let _ = reader.fetch_piece(&map, piece, scratch);
-                drop(ticket);
+                let _ = reader.fetch_piece(&map, piece, &ticket, scratch);
             });
             if !handed {
                 break;
@@ -442,7 +441,17 @@ impl Reader {
         packs.into_iter().take(PREPARED).try_for_each(|pack| scratch.waiting(|| self.fetcher.pack(pack)).map(drop))
     }
 
-    fn fetch_piece(&self, map: &Map, piece: Range<u64>, scratch: &mut fetch::Scratch) -> Result<()> {
+    /// Fetches a piece, here or, from far away, as many runs of it as find room in the pool side by side: one after the other each would
+    /// wait for the store.
+    fn fetch_piece(
+        self: &Arc<Self>,
+        map: &Map,
+        piece: Range<u64>,
+        ticket: &Arc<readahead::Ticket>,
+        scratch: &mut fetch::Scratch,
+    ) -> Result<()> {
+        let is_far = self.pool.is_far();
+        let longest = if is_far { fetch::LONG_RUN } else { fetch::RUN };
         let mut at = piece.start;
         while at < piece.end {
             let window = at / self.geometry.window;
@@ -454,9 +463,15 @@ impl Reader {
                 let within = entries.iter().take_while(|e| base + e.start_bytes() < window_end);
                 let wants: Vec<Want> =
                     within.filter_map(Want::of).filter(|w| self.fetcher.cached(w).is_none()).collect();
-                let longest = if self.pool.is_far() { fetch::LONG_RUN } else { fetch::RUN };
+                let mut here = Vec::new();
                 for run in fetch::runs(&wants, longest) {
-                    for chunk in self.fetcher.fetch(wants.get(run).unwrap_or_default(), scratch) {
+                    let run = wants.get(run).unwrap_or_default();
+                    if here.is_empty() || !is_far || !self.fetch_aside(run, ticket) {
+                        here.push(run);
+                    }
+                }
+                for run in here {
+                    for chunk in self.fetcher.fetch(run, scratch) {
                         chunk?;
                     }
                 }
@@ -464,6 +479,15 @@ impl Reader {
             at = window_end;
         }
         Ok(())
+    }
+
+    /// Hands a run that is fetched ahead to another thread; `false` when there is no room.
+    fn fetch_aside(self: &Arc<Self>, run: &[Want], ticket: &Arc<readahead::Ticket>) -> bool {
+        let (reader, run, ticket) = (Arc::clone(self), run.to_vec(), Arc::clone(ticket));
+        self.pool.tell(move |scratch| {
+            drop(reader.fetcher.fetch(&run, scratch));
+            drop(ticket);
+        })
     }
 }
 

@@ -9,8 +9,8 @@
 //!
 //! Not here: where bytes come from ([`crate::window::WindowSource`]) and what a token means. What holds: nothing counts before
 //! the decision, and the decision is written only after everything that the claim relies on was durable and was seen to exist
-//! after the claim was written; a crash or an error before leaves garbage that the next run reuses. Memory: a window and a
-//! compressed chunk per worker, `CHANNEL` chunks on their way, three packs and one an upload, whatever the disk's size.
+//! after the claim was written; a crash or an error before leaves garbage that the next run reuses. Memory: a window per
+//! worker, as read and compressed, one compressed on its way, three packs and one an upload, whatever the disk's size.
 
 mod commit;
 mod cutter;
@@ -36,14 +36,14 @@ use crate::time::Timestamp;
 use crate::tree::TreeBuilder;
 use crate::window::WindowSource;
 use crossbeam_channel::{Receiver, bounded};
-use cutter::{Before, Cutter, Draft, DraftContent, Message, Outcome};
+use cutter::{Before, Cutter, Done, Draft, DraftContent, Outcome};
 use packer::Packer;
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-/// Compressed chunks that may be on their way to the packer: at most 64 times the longest chunk.
-const CHANNEL: usize = 64;
+/// Windows that may be on their way to the packer.
+const CHANNEL: usize = 1;
 /// Decoded nodes of the parent's maps, in bytes.
 const NODE_CACHE: u64 = 8 << 20;
 
@@ -218,7 +218,7 @@ impl Writer {
         let window_len = usize::try_from(geometry.window).map_err(|_| Error::internal("a window of 4 GiB"))?;
         let pending = self.packer.pending();
         let stop = Cancel::default();
-        let (to, messages) = bounded(CHANNEL);
+        let (to, windows) = bounded(CHANNEL);
         let mut assembly = Assembly::new(TreeBuilder::new(geometry));
         std::thread::scope(|scope| {
             let workers: Vec<_> = (0..self.options.workers.max(1))
@@ -248,7 +248,7 @@ impl Writer {
                 })
                 .collect::<Result<_>>()?;
             drop(to);
-            let assembled = assembly.take_all(messages, &mut self.packer, &self.progress, geometry.window);
+            let assembled = assembly.take_all(windows, &mut self.packer, &self.progress, geometry.window);
             if assembled.is_err() {
                 stop.cancel();
             }
@@ -279,11 +279,9 @@ impl Writer {
     }
 }
 
-/// Puts the workers' messages together: chunks get places, leaves get complete and come into order.
+/// Puts the workers' windows together: chunks get places, leaves come into order.
 struct Assembly {
     tree: TreeBuilder,
-    /// Places of new chunks, per window that is not complete yet, in the order they were sent.
-    places: HashMap<u64, VecDeque<Location>>,
     /// Complete windows that wait for an earlier one that is slow to read: about 100 bytes each.
     waiting: BTreeMap<u64, Option<(crate::tree::Placed, Vec<u8>)>>,
     next: u64,
@@ -292,34 +290,26 @@ struct Assembly {
 
 impl Assembly {
     fn new(tree: TreeBuilder) -> Self {
-        Assembly { tree, places: HashMap::new(), waiting: BTreeMap::new(), next: 0, unreadable: 0 }
+        Assembly { tree, waiting: BTreeMap::new(), next: 0, unreadable: 0 }
     }
 
     fn take_all(
         &mut self,
-        messages: Receiver<Message>,
+        windows: Receiver<Done>,
         packer: &mut Packer,
         progress: &Progress,
         window_len: u64,
     ) -> Result<()> {
-        for message in messages {
-            match message {
-                Message::Chunk { window, id, raw_len, codec, bytes } => {
-                    let at = packer.chunk(id, codec, raw_len, &bytes)?;
-                    self.places.entry(window).or_default().push_back(at);
+        for Done { window, outcome } in windows {
+            let leaf = self.leaf(window, outcome, packer)?;
+            self.waiting.insert(window, leaf);
+            while let Some(leaf) = self.waiting.remove(&self.next) {
+                if let Some((placed, raw)) = leaf {
+                    self.tree.push(self.next, placed, &raw, &mut |raw| packer.node(raw))?;
                 }
-                Message::Window { window, outcome } => {
-                    let leaf = self.leaf(window, outcome, packer)?;
-                    self.waiting.insert(window, leaf);
-                    while let Some(leaf) = self.waiting.remove(&self.next) {
-                        if let Some((placed, raw)) = leaf {
-                            self.tree.push(self.next, placed, &raw, &mut |raw| packer.node(raw))?;
-                        }
-                        self.next += 1;
-                    }
-                    progress.done.fetch_add(window_len, std::sync::atomic::Ordering::Relaxed);
-                }
+                self.next += 1;
             }
+            progress.done.fetch_add(window_len, std::sync::atomic::Ordering::Relaxed);
         }
         Ok(())
     }
@@ -339,11 +329,7 @@ impl Assembly {
                 Ok(Some((leaf, raw)))
             }
             Outcome::Draft(drafts) => {
-                let mut places = self.places.remove(&window).unwrap_or_default();
-                let mut entries = Vec::with_capacity(drafts.len());
-                for draft in drafts {
-                    entries.push(self.entry(draft, &mut places, packer)?);
-                }
+                let entries = drafts.into_iter().map(|draft| self.entry(draft, packer)).collect::<Result<_>>()?;
                 let raw = Node::Leaf(Leaf { entries }).encode()?;
                 let placed = packer.node(&raw)?;
                 Ok(Some((placed, if window == 0 { raw } else { Vec::new() })))
@@ -351,7 +337,7 @@ impl Assembly {
         }
     }
 
-    fn entry(&mut self, draft: Draft, places: &mut VecDeque<Location>, packer: &mut Packer) -> Result<LeafEntry> {
+    fn entry(&mut self, draft: Draft, packer: &mut Packer) -> Result<LeafEntry> {
         let hint = |at: &Location| Hint { pack: at.pack, offset: at.offset, stored_len: at.stored_len };
         let content = match draft.content {
             DraftContent::Parent(id, hint) => {
@@ -362,8 +348,8 @@ impl Assembly {
                 packer.rely_on(PackKind::Data, at.pack);
                 LeafContent::Chunk { id, hint: hint(&at) }
             }
-            DraftContent::New(id) => {
-                let at = places.pop_front().ok_or_else(|| Error::internal("a chunk was announced and not sent"))?;
+            DraftContent::New { id, raw_len, codec, bytes } => {
+                let at = packer.chunk(id, codec, raw_len, &bytes)?;
                 packer.rely_on(PackKind::Data, at.pack);
                 LeafContent::Chunk { id, hint: hint(&at) }
             }

@@ -555,7 +555,10 @@ def store_table(images):
     lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
     split = [line.split("\t") for line in lines]
     rates = {step: int(count) / float(wall) for step, count, wall in split}
-    yardsticks = {"backup seaweedfs": "backup folder", "backup ceph": "backup folder", "mount": "link", "nbd": "link"}
+    yardsticks = {"mount": "link", "nbd": "link"}
+    for store in ("seaweedfs", "ceph"):
+        # Where the second is near 1, the store is what limits the first.
+        yardsticks |= {f"backup {store}": "backup folder", f"stored {store}": f"put {store}"}
     rows = []
     for step, count, wall in split:
         yardstick = yardsticks.get(step)

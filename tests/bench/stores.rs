@@ -3,7 +3,7 @@
 //!
 //! Prints lines `step<TAB>bytes<TAB>seconds`:
 //! - `put NAME`: what the store itself takes, as objects of a pack's size by as many at once as a backup uses;
-//! - `backup NAME`: all of IMAGE that is not zero, into a new repository there;
+//! - `backup NAME`: all of IMAGE that is not zero, into a new repository there; `stored NAME`: what of it came to the store;
 //! - `link`: objects read through the link by many at once: what it gives at best;
 //! - `mount`, `nbd`: a disk of noise read from its beginning to its end through that door, over the link.
 //!
@@ -40,8 +40,8 @@ const OBJECTS: u64 = 16;
 const AT_ONCE: usize = 4;
 const SEED: u64 = 20_605;
 
-fn print(step: &str, bytes: u64, began: Instant) {
-    println!("{step}\t{bytes}\t{}", began.elapsed().as_secs_f64());
+fn print(step: &str, bytes: u64, took: Duration) {
+    println!("{step}\t{bytes}\t{}", took.as_secs_f64());
 }
 
 /// Does `work` with each number below [`OBJECTS`], some at once.
@@ -72,14 +72,16 @@ fn put(step: &str, store: &dyn Backend) {
     Dice::new(SEED).noise(&mut noise);
     let began = Instant::now();
     share(AT_ONCE, &|number| assert_eq!(store.put(&name(number), &[&noise]).unwrap(), Put::Created));
-    print(step, OBJECT * OBJECTS, began);
+    print(step, OBJECT * OBJECTS, began.elapsed());
 }
 
 fn back_up(place: &str, coffer: &Coffer, image: &str) {
     let began = Instant::now();
     let done = coffer.json(&["backup", "-w", "machine", &format!("disk={image}")]);
-    let bytes = done["new_bytes"].as_u64().unwrap() + done["reused"].as_u64().unwrap_or_default();
-    print(&format!("backup {place}"), bytes, began);
+    let took = began.elapsed();
+    let bytes = |key: &str| done[key].as_u64().unwrap();
+    print(&format!("backup {place}"), bytes("new_bytes"), took);
+    print(&format!("stored {place}"), bytes("stored_bytes"), took);
 }
 
 fn main() -> Result<()> {
@@ -104,7 +106,7 @@ fn main() -> Result<()> {
     let store = distant.open();
     let began = Instant::now();
     share(8, &|number| drop(store.get(&name(number)).unwrap()));
-    print("link", OBJECT * OBJECTS, began);
+    print("link", OBJECT * OBJECTS, began.elapsed());
 
     let place = seaweed.bucket("distant");
     let coffer = Coffer::new_in(place.clone());
@@ -122,7 +124,7 @@ fn main() -> Result<()> {
             more => read += more as u64,
         }
     }
-    print("mount", read, began);
+    print("mount", read, began.elapsed());
     drop(file);
     ensure!(mount.terminate().status.success(), "the mount failed");
 
@@ -130,7 +132,7 @@ fn main() -> Result<()> {
     let server = coffer.start(&["serve", "nbd", "--listen", "unix:nbd.sock", "disk=machine@latest"], "listening on");
     let began = Instant::now();
     run(coffer.outside("nbdcopy").args(["--request-size=1048576", "nbd+unix:///disk?socket=nbd.sock", "copy.raw"]));
-    print("nbd", DISK, began);
+    print("nbd", DISK, began.elapsed());
     coffer.assert_same("disk.raw", "copy.raw");
     ensure!(server.terminate().status.success(), "the server failed");
     Ok(())

@@ -45,10 +45,11 @@ pub fn run_as(class: Class, make: &dyn Fn() -> Arc<dyn Backend>) {
         Class::Weak => (the_first_put_counts, racing_puts_leave_one_whole),
         Class::FakeGcs => (the_last_put_counts, racing_puts_leave_one_whole),
     };
-    let checks: [Check; 15] = [
+    let checks: [Check; 16] = [
         again,
         racing,
         ranges_are_exact_or_corrupt,
+        ranges_end_where_objects_do,
         suffixes_are_the_end,
         if class == Class::FakeGcs { |_| () } else { suffixes_of_nothing_are_empty },
         empty_objects_are_objects,
@@ -152,6 +153,21 @@ fn ranges_are_exact_or_corrupt(store: &dyn Backend) {
     }
 }
 
+fn ranges_end_where_objects_do(store: &dyn Backend) {
+    let content = pattern(4, 10_000);
+    create(store, "packs/00/a", &content);
+    for (offset, max, len) in [(0, 1, 1), (0, 10_000, 10_000), (4095, 1 << 20, 5905), (9_999, 2, 1), (10_000, 7, 0)] {
+        let (bytes, whole) = store.get_up_to("packs/00/a", offset as u64, max).unwrap();
+        assert_eq!(whole, 10_000);
+        assert_eq!(bytes, content[offset..offset + len], "up to {max} bytes at {offset}");
+    }
+    for offset in [10_001, 1 << 40, u64::MAX] {
+        let error = store.get_up_to("packs/00/a", offset, 1).unwrap_err();
+        assert_eq!(error.kind(), Kind::Corrupt, "at {offset}: {error}");
+        assert!(error.context().contains("packs/00/a"), "the error names the object: {error}");
+    }
+}
+
 fn suffixes_are_the_end(store: &dyn Backend) {
     let content = pattern(2, 1000);
     create(store, "a", &content);
@@ -208,6 +224,7 @@ fn what_is_missing_is_not_found(store: &dyn Backend) {
         assert_eq!(store.get(name).unwrap_err().kind(), Kind::NotFound, "{name}");
         assert_eq!(store.get_range(name, 0, &mut [0]).unwrap_err().kind(), Kind::NotFound, "{name}");
         assert_eq!(store.get_range(name, 0, &mut []).unwrap_err().kind(), Kind::NotFound, "{name}");
+        assert_eq!(store.get_up_to(name, 0, 1).unwrap_err().kind(), Kind::NotFound, "{name}");
         let error = store.get_suffix(name, 1).unwrap_err();
         assert_eq!(error.kind(), Kind::NotFound, "{name}");
         assert!(error.context().contains(name), "the error names the object: {error}");
@@ -234,10 +251,11 @@ fn only_allowed_names_are_taken(store: &dyn Backend) {
             store.get(name).unwrap_err().kind(),
             store.get_range(name, 0, &mut [0]).unwrap_err().kind(),
             store.get_suffix(name, 1).unwrap_err().kind(),
+            store.get_up_to(name, 0, 1).unwrap_err().kind(),
             store.size(name).unwrap_err().kind(),
             store.delete(name).unwrap_err().kind(),
         ];
-        assert_eq!(kinds, [Kind::Invalid; 6], "{name:?}");
+        assert_eq!(kinds, [Kind::Invalid; 7], "{name:?}");
     }
     for prefix in ["a", "/", "../", "a//", "./", "tmp/"] {
         assert_eq!(list_sorted(store, prefix).unwrap_err().kind(), Kind::Invalid, "{prefix:?}");

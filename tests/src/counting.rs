@@ -87,6 +87,10 @@ impl<B: Backend> Backend for Counting<B> {
         self.read(name, |inner| inner.get_suffix(name, max))
     }
 
+    fn get_up_to(&self, name: &str, offset: u64, max: usize) -> Result<(Vec<u8>, u64)> {
+        self.read(name, |inner| inner.get_up_to(name, offset, max))
+    }
+
     fn size(&self, name: &str) -> Result<Option<u64>> {
         self.reads.fetch_add(1, Ordering::Relaxed);
         self.sizes.fetch_add(1, Ordering::Relaxed);

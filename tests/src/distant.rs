@@ -84,6 +84,10 @@ impl<B: Backend> Backend for Distant<B> {
         self.read(max, |inner| inner.get_suffix(name, max))
     }
 
+    fn get_up_to(&self, name: &str, offset: u64, max: usize) -> Result<(Vec<u8>, u64)> {
+        self.read(max, |inner| inner.get_up_to(name, offset, max))
+    }
+
     fn size(&self, name: &str) -> Result<Option<u64>> {
         self.read(0, |inner| inner.size(name))
     }

@@ -13,14 +13,14 @@ pub(crate) struct Budgets {
     pub(crate) cache_size: u64,
 
     /// Memory for reading ahead of those who read in order
-    #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", default_value = "48M", value_parser = parse_size)]
     pub(crate) readahead: u64,
 }
 
 impl Default for Budgets {
     /// As on the command line.
     fn default() -> Self {
-        Budgets { cache_size: 64 << 20, readahead: 16 << 20 }
+        Budgets { cache_size: 64 << 20, readahead: 48 << 20 }
     }
 }
 

@@ -75,7 +75,7 @@ pub struct Cached {
     shelf: Arc<Shelf>,
     inflow: Arc<Inflow>,
     scribe: Scribe,
-    /// Lengths of objects, as far as they had to be asked for.
+    /// Lengths of objects of which something was fetched.
     lengths: Cache<u64, u64>,
 }
 
@@ -127,37 +127,26 @@ impl Cached {
         Ok(fetch)
     }
 
-    /// The bytes of whole pieces, which end where the object ends. Its length is only asked for when a piece turns out to reach
-    /// beyond it; or at once for tree packs, which are mostly shorter than a piece.
+    /// The bytes of whole pieces, which end where the object ends. The first fetch of an object tells its length, so that no later one
+    /// reaches beyond it; for tree packs, which are mostly shorter than a piece, it is asked for before.
     fn fetch_pieces(&self, place: &Place, ours: &Ours<'_>) -> Result<Fetched> {
         let (name, start, end) = (ours.name(), ours.pieces().start * PIECE, ours.pieces().end * PIECE);
-        let get = |end: u64| -> Result<Vec<u8>> {
-            let len = end.checked_sub(start).and_then(|len| usize::try_from(len).ok());
-            let mut bytes = vec![0; len.ok_or_else(|| Error::corrupt(format!("'{name}' ends before byte {start}")))?];
-            self.store.get_range(name, start, &mut bytes)?;
-            Ok(bytes)
-        };
-        let mut len = self.lengths.get(&place.hash());
-        if len.is_none() && name.starts_with(PackKind::Tree.prefix()) {
-            len = self.ask_length(place, name)?;
+        let long = |end: u64| end.checked_sub(start).and_then(|len| usize::try_from(len).ok()).filter(|len| *len > 0);
+        let beyond = || Error::corrupt(format!("'{name}' ends before byte {start}"));
+        let mut known = self.lengths.get(&place.hash());
+        if known.is_none() && name.starts_with(PackKind::Tree.prefix()) {
+            known = self.store.size(name)?;
         }
-        let bytes = match (len, get(len.unwrap_or(u64::MAX).min(end))) {
-            (None, Err(e)) if e.kind() == Kind::Corrupt => {
-                len = self.ask_length(place, name)?;
-                get(len.unwrap_or(u64::MAX).min(end))?
+        let (bytes, len) = match known {
+            Some(len) => {
+                let mut bytes = vec![0; long(len.min(end)).ok_or_else(beyond)?];
+                self.store.get_range(name, start, &mut bytes)?;
+                (bytes, len)
             }
-            (_, got) => got?,
+            None => self.store.get_up_to(name, start, long(end).ok_or_else(beyond)?)?,
         };
-        Ok(Fetched { bytes, is_end: len.is_some_and(|len| len <= end) })
-    }
-
-    /// The length of an object from the store, `None` when it does not exist.
-    fn ask_length(&self, place: &Place, name: &str) -> Result<Option<u64>> {
-        let len = self.store.size(name)?;
-        if let Some(len) = len {
-            self.lengths.insert(place.hash(), len);
-        }
-        Ok(len)
+        self.lengths.insert(place.hash(), len);
+        Ok(Fetched { bytes, is_end: len <= end })
     }
 }
 

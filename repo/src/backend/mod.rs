@@ -91,6 +91,17 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// The last `max` bytes of the object, or all of it when it is shorter, and the object's whole length.
     fn get_suffix(&self, name: &str, max: usize) -> Result<(Vec<u8>, u64)>;
 
+    /// The bytes from `offset` on, `max` of them (at least one) or as many as there are, and the object's whole length. `Corrupt` when
+    /// that is less than `offset`.
+    fn get_up_to(&self, name: &str, offset: u64, max: usize) -> Result<(Vec<u8>, u64)> {
+        let length = self.size(name)?.ok_or_else(|| Error::not_found(format!("there is no object '{name}'")))?;
+        let left = length.checked_sub(offset);
+        let left = left.ok_or_else(|| Error::corrupt(format!("'{name}' ends before byte {offset}")))?;
+        let mut bytes = vec![0; usize::try_from(left).unwrap_or(usize::MAX).min(max)];
+        self.get_range(name, offset, &mut bytes)?;
+        Ok((bytes, length))
+    }
+
     /// The object's length, `None` when it does not exist.
     fn size(&self, name: &str) -> Result<Option<u64>>;
 

@@ -300,6 +300,10 @@ impl Backend for Tiered {
         self.get_by(name, |store| store.get_suffix(name, max))
     }
 
+    fn get_up_to(&self, name: &str, offset: u64, max: usize) -> Result<(Vec<u8>, u64)> {
+        self.get_by(name, |store| store.get_up_to(name, offset, max))
+    }
+
     fn size(&self, name: &str) -> Result<Option<u64>> {
         self.find(name, |store| store.size(name))
     }

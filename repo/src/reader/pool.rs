@@ -105,6 +105,17 @@ impl Pool {
         self.crew.wanted.load(Relaxed) >= self.crew.size.least * 2
     }
 
+    /// What `wait`, which is no job and waits for the store, gives: the first wait of all tells already how far that is.
+    pub(super) fn waiting<T>(&self, wait: impl FnOnce() -> T) -> T {
+        let begun = Instant::now();
+        let got = wait();
+        let waited = begun.elapsed();
+        if waited >= NEAR {
+            self.crew.learn(waited, waited);
+        }
+        got
+    }
+
     /// Runs `job` in the pool, or here when the queue is full.
     pub(super) fn ask<T: Send + 'static>(
         &self,

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Not here: sealing, placing and uploading, which the packer does for all workers. What holds: a worker owns one window buffer
-//! and one compressed chunk; everything it says about a window comes through one channel in order, chunks first. Of a window that
-//! was read, in whole or in part, nothing is taken over from packs that were found damaged, nor from a leaf that cannot be read; what
+//! and that window's new chunks, compressed; it says all of a window at once, so that its chunks come to lie side by side in a pack,
+//! however many workers there are: whoever reads the disk in order reads the pack in order. Of a window that was read, in whole or in part, nothing is taken over from packs that were found damaged, nor from a leaf that cannot be read; what
 //! the parent could not read is asked for again. However a window came, one content gives one leaf.
 
 use super::Progress;
@@ -32,12 +32,10 @@ use std::sync::atomic::Ordering::Relaxed;
 
 const BLOCK_LEN: usize = BLOCK as usize;
 
-/// What a worker tells the packer.
-pub(super) enum Message {
-    /// A chunk that nobody seems to have, compressed. The k-th of its window fills the k-th [`DraftContent::New`].
-    Chunk { window: u64, id: ChunkId, raw_len: u32, codec: Codec, bytes: Vec<u8> },
-    /// All chunks of a window were sent.
-    Window { window: u64, outcome: Outcome },
+/// A window that a worker is through with.
+pub(super) struct Done {
+    pub(super) window: u64,
+    pub(super) outcome: Outcome,
 }
 
 /// What became of a window.
@@ -63,8 +61,8 @@ pub(super) enum DraftContent {
     Parent(ChunkId, Hint),
     /// The index, or this run, has it.
     Known(ChunkId, Location),
-    /// It was sent to the packer.
-    New(ChunkId),
+    /// Nobody seems to have it: here it is, compressed.
+    New { id: ChunkId, raw_len: u32, codec: Codec, bytes: Vec<u8> },
     /// The source could not be read here.
     Unreadable,
 }
@@ -92,7 +90,7 @@ pub(super) struct Cutter<'a> {
     pub(super) parent: Option<&'a Before>,
     pub(super) progress: &'a Progress,
     pub(super) compressor: Compressor,
-    pub(super) out: Sender<Message>,
+    pub(super) out: Sender<Done>,
 }
 
 impl Cutter<'_> {
@@ -112,7 +110,7 @@ impl Cutter<'_> {
                 Filled::Bytes(index) => (index, self.cut(index, &mut window)?),
                 Filled::Changed { index, len } => (index, self.recut(index, len, &window.changed, source)?),
             };
-            self.send(Message::Window { window: index, outcome })?;
+            self.out.send(Done { window: index, outcome }).map_err(|_| super::stopped())?;
         }
     }
 
@@ -157,7 +155,7 @@ impl Cutter<'_> {
             let bytes =
                 buffer.bytes.get(range.clone()).ok_or_else(|| Error::internal("the chunker cut outside its window"))?;
             covered += bytes.len();
-            drafts.push(self.draft(window, range.start / BLOCK_LEN, bytes, leaf)?);
+            drafts.push(self.draft(range.start / BLOCK_LEN, bytes, leaf)?);
         }
         self.progress.zero.fetch_add(buffer.bytes.len().saturating_sub(covered) as u64, Relaxed);
         self.leaf(window, len, drafts, lost, parent.as_ref())
@@ -209,7 +207,7 @@ impl Cutter<'_> {
                     }
                     Recut::Fresh { blocks, bytes } => {
                         covered += bytes.len();
-                        self.draft(window, blocks.start, bytes, leaf)?
+                        self.draft(blocks.start, bytes, leaf)?
                     }
                 });
                 Ok(())
@@ -229,9 +227,9 @@ impl Cutter<'_> {
     }
 
     /// A chunk as it will stand in its leaf.
-    fn draft(&mut self, window: u64, start: usize, bytes: &[u8], parent: Option<&Leaf>) -> Result<Draft> {
+    fn draft(&mut self, start: usize, bytes: &[u8], parent: Option<&Leaf>) -> Result<Draft> {
         let id = self.id_key.chunk_id(bytes);
-        let content = self.place(window, id, start * BLOCK_LEN, bytes, parent)?;
+        let content = self.place(id, start * BLOCK_LEN, bytes, parent)?;
         Ok(Draft { start: small(start)?, blocks: small(bytes.len() / BLOCK_LEN)?, content })
     }
 
@@ -263,15 +261,8 @@ impl Cutter<'_> {
         Ok(Outcome::Draft(drafts))
     }
 
-    /// Finds where a chunk lies already, or compresses it and sends it off.
-    fn place(
-        &mut self,
-        window: u64,
-        id: ChunkId,
-        start: usize,
-        bytes: &[u8],
-        parent: Option<&Leaf>,
-    ) -> Result<DraftContent> {
+    /// Finds where a chunk lies already, or compresses it.
+    fn place(&mut self, id: ChunkId, start: usize, bytes: &[u8], parent: Option<&Leaf>) -> Result<DraftContent> {
         let raw_len = u32::try_from(bytes.len()).map_err(|_| Error::internal("a chunk of 4 GiB"))?;
         let hint = parent.and_then(|leaf| hint_at(leaf, start, &id));
         if let Some(hint) = hint.filter(|hint| !self.shunned.contains(&hint.pack)) {
@@ -287,13 +278,7 @@ impl Cutter<'_> {
             return Ok(DraftContent::Known(id, at));
         }
         let (codec, compressed) = self.compressor.compress(bytes)?;
-        let bytes = compressed.to_vec();
-        self.send(Message::Chunk { window, id, raw_len, codec, bytes })?;
-        Ok(DraftContent::New(id))
-    }
-
-    fn send(&self, message: Message) -> Result<()> {
-        self.out.send(message).map_err(|_| super::stopped())
+        Ok(DraftContent::New { id, raw_len, codec, bytes: compressed.to_vec() })
     }
 }
 

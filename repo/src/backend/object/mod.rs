@@ -370,6 +370,31 @@ impl Backend for ObjectStore {
         Ok((bytes, length))
     }
 
+    fn get_up_to(&self, name: &str, offset: u64, max: usize) -> Result<(Vec<u8>, u64)> {
+        check_name(name)?;
+        let wanted = BytesRange::new(offset, Some((max as u64).min(u64::MAX - offset)));
+        let failed = match self.read(name, wanted) {
+            Ok((bytes, length)) => {
+                let due = length.saturating_sub(offset).min(max as u64);
+                let is_whole = bytes.len() as u64 == due;
+                return if is_whole {
+                    Ok((bytes.to_vec(), length))
+                } else {
+                    Err(self.short(name, bytes.len() as u64, due))
+                };
+            }
+            Err(e) if matches!(e.kind(), Kind::Corrupt | Kind::Unavailable) => e,
+            Err(e) => return Err(e),
+        };
+        // Of an object that ends within the range it has to be asked how long it is.
+        let length = self.size(name)?.ok_or_else(|| self.not_there(name))?;
+        let left = length.checked_sub(offset).filter(|_| ends_beyond(wanted, length));
+        let Some(left) = left.and_then(|left| usize::try_from(left).ok()) else { return Err(failed) };
+        let mut bytes = vec![0; left];
+        self.get_range(name, offset, &mut bytes)?;
+        Ok((bytes, length))
+    }
+
     fn size(&self, name: &str) -> Result<Option<u64>> {
         check_name(name)?;
         let path = name.to_owned();
