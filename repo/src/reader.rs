@@ -37,7 +37,8 @@ use std::sync::Arc;
 pub struct ReaderOptions {
     /// Bytes of plaintext chunks kept.
     pub cache_bytes: u64,
-    /// Bytes that may be on their way ahead of sequential readers, for all of them together.
+    /// Bytes that may be on their way ahead of sequential readers, for all of them together: half of it for one, and three eighths of
+    /// `cache_bytes` at most.
     pub readahead_bytes: u64,
     /// Threads that fetch ahead and help with long reads. While they mostly wait for the store there are more: as many as the
     /// readahead has pieces of a MiB, or eight times as many. One stays alone.
@@ -138,7 +139,7 @@ impl Reader {
             fetcher: Fetcher::new(repo, options.cache_bytes, Arc::clone(nodes.detours()))?,
             nodes,
             pool: pool::Pool::start(pool_size(&options))?,
-            readahead: readahead::Budget::new(options.readahead_bytes),
+            readahead: readahead::Budget::new(options.readahead_bytes, options.cache_bytes),
         }))
     }
 

@@ -557,8 +557,9 @@ def store_table(images):
     rates = {step: int(count) / float(wall) for step, count, wall in split}
     yardsticks = {"mount": "link", "nbd": "link"}
     for store in ("seaweedfs", "ceph"):
-        # Where the second is near 1, the store is what limits the first.
+        # Where Coffer's own share of the processors hardly grows, what the first lacks is the store's: it runs on the same ones.
         yardsticks |= {f"backup {store}": "backup folder", f"stored {store}": f"put {store}"}
+        yardsticks[f"processor {store}"] = "processor folder"
     rows = []
     for step, count, wall in split:
         yardstick = yardsticks.get(step)

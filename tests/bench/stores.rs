@@ -4,6 +4,7 @@
 //! Prints lines `step<TAB>bytes<TAB>seconds`:
 //! - `put NAME`: what the store itself takes, as objects of a pack's size by as many at once as a backup uses;
 //! - `backup NAME`: all of IMAGE that is not zero, into a new repository there; `stored NAME`: what of it came to the store;
+//!   `processor NAME`: the same bytes by the processors' time that Coffer took for them, without the store's;
 //! - `link`: objects read through the link by many at once: what it gives at best;
 //! - `mount`, `nbd`: a disk of noise read from its beginning to its end through that door, over the link.
 //!
@@ -76,12 +77,22 @@ fn put(step: &str, store: &dyn Backend) {
 }
 
 fn back_up(place: &str, coffer: &Coffer, image: &str) {
-    let began = Instant::now();
+    let (began, before) = (Instant::now(), processor());
     let done = coffer.json(&["backup", "-w", "machine", &format!("disk={image}")]);
-    let took = began.elapsed();
+    let (took, worked) = (began.elapsed(), processor() - before);
     let bytes = |key: &str| done[key].as_u64().unwrap();
     print(&format!("backup {place}"), bytes("new_bytes"), took);
     print(&format!("stored {place}"), bytes("stored_bytes"), took);
+    print(&format!("processor {place}"), bytes("new_bytes"), worked);
+}
+
+/// Time of processors that programs took which ended; stores go on.
+fn processor() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    // After the name, which may have spaces: user and system time of children that were waited for, in hundredths of a second.
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    let ticks: u64 = fields[13..15].iter().map(|ticks| ticks.parse::<u64>().unwrap()).sum();
+    Duration::from_millis(ticks * 10)
 }
 
 fn main() -> Result<()> {

@@ -19,6 +19,8 @@ const STREAMS: usize = 16;
 /// Bytes that may be on their way, for all disks of a reader.
 pub(super) struct Budget {
     most: u64,
+    /// Largest window of a stream.
+    window: u64,
     taken: Arc<AtomicU64>,
 }
 
@@ -29,13 +31,17 @@ pub(super) struct Ticket {
 }
 
 impl Budget {
-    pub(super) fn new(most: u64) -> Self {
-        Budget { most, taken: Arc::default() }
+    /// `cache` is what keeps what came until it is read.
+    pub(super) fn new(most: u64, cache: u64) -> Self {
+        // So that one reader never leaves nothing to the others, and what came is not evicted before it is read: half of the cache is
+        // for what is new.
+        let window = (most / 2).min(cache / 8 * 3).max(FIRST);
+        Budget { most, window, taken: Arc::default() }
     }
 
-    /// Largest window of a stream: half of the budget, so that one reader never leaves nothing to the others.
+    /// Largest window of a stream.
     pub(super) fn window(&self) -> u64 {
-        (self.most / 2).max(FIRST)
+        self.window
     }
 
     pub(super) fn take(&self, bytes: u64) -> Option<Ticket> {
@@ -77,7 +83,7 @@ struct Stream {
 }
 
 impl Streams {
-    /// Takes note of a read of a disk of `size` bytes; the range to fetch ahead of it, if any. A stream's window is doubled, up to
+    /// Takes note of a read of a disk of `size` bytes; the range to fetch ahead of it, if any. A stream's window grows fourfold, up to
     /// `most`, whenever its reader had to wait: so it comes to hold what the reader reads while a fetch takes its time, whether
     /// the store is far away or the reader fast.
     pub(super) fn advance(&self, read: Read, size: u64, most: u64) -> Option<Range<u64>> {
@@ -99,7 +105,7 @@ impl Streams {
         stream.next = stream.next.max(end);
         let is_new = stream.window == 0;
         if is_new || has_waited {
-            stream.window = (stream.window * 2).clamp(FIRST, most.max(FIRST));
+            stream.window = (stream.window * 4).clamp(FIRST, most.max(FIRST));
         }
         // Piece by piece, so that what is on its way stays a whole window: asked for by halves of it, the next would come when the
         // last of the half before does, and leave the line idle in between.
@@ -185,7 +191,7 @@ mod tests {
 
     #[test]
     fn the_budget_is_kept_and_given_back() {
-        let budget = Budget::new(3 * PIECE);
+        let budget = Budget::new(3 * PIECE, MOST);
         let tickets: Vec<_> = (0..5).filter_map(|_| budget.take(PIECE)).collect();
         assert_eq!(tickets.len(), 3);
         drop(tickets);
@@ -205,7 +211,7 @@ mod tests {
             ahead.saturating_sub((i + 1) * PIECE)
         };
         let waiting: Vec<u64> = (0..6).map(|i| window(i, true)).collect();
-        assert_eq!(waiting, [0, FIRST, 2 * FIRST, 4 * FIRST, MOST, MOST]);
+        assert_eq!(waiting, [0, FIRST, 4 * FIRST, MOST, MOST, MOST]);
         assert!((6..100).all(|i| window(i, false) == MOST));
         let calm = Streams::default();
         let far =

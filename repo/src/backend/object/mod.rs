@@ -373,26 +373,30 @@ impl Backend for ObjectStore {
     fn get_up_to(&self, name: &str, offset: u64, max: usize) -> Result<(Vec<u8>, u64)> {
         check_name(name)?;
         let wanted = BytesRange::new(offset, Some((max as u64).min(u64::MAX - offset)));
-        let failed = match self.read(name, wanted) {
-            Ok((bytes, length)) => {
-                let due = length.saturating_sub(offset).min(max as u64);
-                let is_whole = bytes.len() as u64 == due;
-                return if is_whole {
-                    Ok((bytes.to_vec(), length))
-                } else {
-                    Err(self.short(name, bytes.len() as u64, due))
-                };
-            }
-            Err(e) if matches!(e.kind(), Kind::Corrupt | Kind::Unavailable) => e,
-            Err(e) => return Err(e),
+        let left_of = |length: u64| {
+            let why = || Error::corrupt(format!("'{name}' in {} ends before byte {offset}", self.address));
+            length.checked_sub(offset).ok_or_else(why)
         };
-        // Of an object that ends within the range it has to be asked how long it is.
-        let length = self.size(name)?.ok_or_else(|| self.not_there(name))?;
-        let left = length.checked_sub(offset).filter(|_| ends_beyond(wanted, length));
-        let Some(left) = left.and_then(|left| usize::try_from(left).ok()) else { return Err(failed) };
-        let mut bytes = vec![0; left];
-        self.get_range(name, offset, &mut bytes)?;
-        Ok((bytes, length))
+        match self.read(name, wanted) {
+            Ok((bytes, length)) => {
+                let due = left_of(length)?.min(max as u64);
+                match bytes.len() as u64 == due {
+                    true => Ok((bytes.to_vec(), length)),
+                    false => Err(self.short(name, bytes.len() as u64, due)),
+                }
+            }
+            // Of an object that ends within the range it has to be asked how long it is.
+            Err(e) if matches!(e.kind(), Kind::Corrupt | Kind::Unavailable) => {
+                let length = self.size(name)?.ok_or_else(|| self.not_there(name))?;
+                if !ends_beyond(wanted, length) {
+                    return Err(e);
+                }
+                let mut bytes = vec![0; usize::try_from(left_of(length)?).unwrap_or(usize::MAX).min(max)];
+                self.get_range(name, offset, &mut bytes)?;
+                Ok((bytes, length))
+            }
+            Err(e) => Err(e),
+        }
     }
 
     fn size(&self, name: &str) -> Result<Option<u64>> {
