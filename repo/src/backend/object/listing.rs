@@ -9,7 +9,7 @@
 //! bytes give a page or an error and never a panic; a page that says that there is more names where; an object without a class is of
 //! the standard one.
 
-use super::xml::{element, is_truncated, unescaped};
+use super::xml::{element, is_truncated, take_apart, unescaped};
 use crate::error::{Error, Result};
 
 /// One object.
@@ -35,21 +35,15 @@ impl Page {
     pub(super) fn parse(body: &[u8]) -> Result<Page> {
         let wrong = || Error::corrupt("the store's listing cannot be read");
         let text = std::str::from_utf8(body).map_err(|_| wrong())?;
+        let (entries, around) = take_apart(text, "ListBucketResult", &["Contents"]).ok_or_else(wrong)?;
         let mut page = Page::default();
-        let mut rest = text.split_once("<ListBucketResult").ok_or_else(wrong)?.1;
-        // What is about the page as a whole may stand before, between and after the objects.
-        let mut around = String::new();
-        while let Some((before, entry)) = rest.split_once("<Contents>") {
-            around.push_str(before);
-            let (entry, after) = entry.split_once("</Contents>").ok_or_else(wrong)?;
+        for (_, entry) in entries {
             page.lines.push(Line {
                 key: unescaped(element(entry, "Key").ok_or_else(wrong)?),
                 size: element(entry, "Size").and_then(|size| size.trim().parse().ok()).ok_or_else(wrong)?,
                 class: element(entry, "StorageClass").unwrap_or_default().trim().to_owned(),
             });
-            rest = after;
         }
-        around.push_str(rest);
         if is_truncated(&around) {
             let token = element(&around, "NextContinuationToken").map(unescaped).filter(|token| !token.is_empty());
             page.next = Some(token.ok_or_else(wrong)?);

@@ -8,7 +8,7 @@
 //! Not here: asking for it ([`super::object_lock`]). What holds: pure; foreign bytes give a page or an error and never a panic; a page
 //! that says that there is more names where.
 
-use super::xml::{element, is_truncated, unescaped};
+use super::xml::{element, is_truncated, take_apart, unescaped};
 use crate::error::{Error, Result};
 
 /// One version of an object, or a delete marker.
@@ -33,27 +33,13 @@ impl Page {
     pub(super) fn parse(body: &[u8]) -> Result<Page> {
         let wrong = || Error::corrupt("the store's listing of versions cannot be read");
         let text = std::str::from_utf8(body).map_err(|_| wrong())?;
+        let (entries, around) =
+            take_apart(text, "ListVersionsResult", &["Version", "DeleteMarker"]).ok_or_else(wrong)?;
         let mut page = Page::default();
-        let mut rest = text.split_once("<ListVersionsResult").ok_or_else(wrong)?.1;
-        // What is about the page as a whole may stand before, between and after the versions.
-        let mut around = String::new();
-        loop {
-            let first = [("<Version>", "</Version>", false), ("<DeleteMarker>", "</DeleteMarker>", true)];
-            let found =
-                first.into_iter().filter_map(|kind| rest.find(kind.0).map(|at| (at, kind))).min_by_key(|(at, _)| *at);
-            let Some((at, (begin, end, is_marker))) = found else { break };
-            let (before, entry) = rest.split_at(at);
-            around.push_str(before);
-            let (entry, after) = entry.get(begin.len()..).and_then(|entry| entry.split_once(end)).ok_or_else(wrong)?;
-            let field = |name| element(entry, name).ok_or_else(wrong);
-            page.versions.push(Version {
-                key: unescaped(field("Key")?),
-                id: unescaped(field("VersionId")?),
-                is_marker,
-            });
-            rest = after;
+        for (which, entry) in entries {
+            let field = |name| element(entry, name).map(unescaped).ok_or_else(wrong);
+            page.versions.push(Version { key: field("Key")?, id: field("VersionId")?, is_marker: which == 1 });
         }
-        around.push_str(rest);
         if is_truncated(&around) {
             let field = |name| element(&around, name).map(unescaped).filter(|text| !text.is_empty()).ok_or_else(wrong);
             page.next = Some((field("NextKeyMarker")?, field("NextVersionIdMarker")?));

@@ -8,6 +8,26 @@ pub(super) fn element<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     after.split_once(&format!("</{name}>")).map(|(inner, _)| inner)
 }
 
+/// A page of a listing taken apart: the elements with these `names` after `root` begins, in order, each with the place of its name among
+/// them; and what stands around them, which is about the page as a whole. `None`: it is no such page, or one of them does not end.
+pub(super) fn take_apart<'a>(text: &'a str, root: &str, names: &[&str]) -> Option<(Vec<(usize, &'a str)>, String)> {
+    let tags: Vec<_> = names.iter().map(|name| (format!("<{name}>"), format!("</{name}>"))).collect();
+    let (mut entries, mut around) = (Vec::new(), String::new());
+    let mut rest = text.split_once(&format!("<{root}"))?.1;
+    loop {
+        let found = tags.iter().enumerate().filter_map(|(which, (begin, _))| Some((rest.find(begin.as_str())?, which)));
+        let Some((at, which)) = found.min() else { break };
+        let (begin, end) = tags.get(which)?;
+        let (before, entry) = rest.split_at_checked(at)?;
+        let (entry, after) = entry.strip_prefix(begin.as_str())?.split_once(end.as_str())?;
+        around.push_str(before);
+        entries.push((which, entry));
+        rest = after;
+    }
+    around.push_str(rest);
+    Some((entries, around))
+}
+
 /// Whether a page of a listing says that more follow it.
 pub(super) fn is_truncated(page: &str) -> bool {
     element(page, "IsTruncated").is_some_and(|word| word.trim() == "true")
