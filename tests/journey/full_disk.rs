@@ -17,7 +17,7 @@ fn a_full_repository_fails_cleanly_and_goes_on_when_it_has_space() {
     let points = coffer.snapshots();
 
     let backup = ["backup", "-w", "web", "vda=large.raw"];
-    coffer.fails(&backup, &["the store is full", "No space left on device"]);
+    coffer.fails(&backup, &["the store is full", "writing '", "No space left on device"]);
     assert_eq!(coffer.snapshots(), points);
     coffer.assert_restores("web@latest", "small.raw");
     coffer.fails(&backup, &["No space left on device"]);

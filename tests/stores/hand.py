@@ -2,6 +2,7 @@
 
     hand.py make BUCKET              makes a bucket with object lock
     hand.py attack BUCKET            asks for the removal of every version by its id, then of every name without one
+    hand.py blank BUCKET KEY         lays an empty version over whatever KEY is
     hand.py count BUCKET PREFIX      how many versions and markers there are
 
 S3_ENDPOINT, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY say where and who. Prints one line of JSON.
@@ -81,10 +82,16 @@ def count(bucket, prefix):
     return {"versions": kinds.count("Version"), "markers": kinds.count("DeleteMarker")}
 
 
+def blank(bucket, key):
+    status, body = ask("PUT", f"/{bucket}/{key}")
+    assert status == 200, (status, body)
+    return {}
+
+
 def make(bucket):
     status, body = ask("PUT", f"/{bucket}", headers={"x-amz-bucket-object-lock-enabled": "true"})
     assert status == 200, (status, body)
     return {}
 
 
-print(json.dumps({"make": make, "attack": attack, "count": count}[sys.argv[1]](*sys.argv[2:])))
+print(json.dumps({"make": make, "attack": attack, "blank": blank, "count": count}[sys.argv[1]](*sys.argv[2:])))

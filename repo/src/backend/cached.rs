@@ -133,9 +133,10 @@ impl Cached {
         let (name, start, end) = (ours.name(), ours.pieces().start * PIECE, ours.pieces().end * PIECE);
         let long = |end: u64| end.checked_sub(start).and_then(|len| usize::try_from(len).ok()).filter(|len| *len > 0);
         let beyond = || Error::corrupt(format!("'{name}' ends before byte {start}"));
+        let learn = |len: u64| self.lengths.insert(place.hash(), len);
         let mut known = self.lengths.get(&place.hash());
         if known.is_none() && name.starts_with(PackKind::Tree.prefix()) {
-            known = self.store.size(name)?;
+            known = self.store.size(name)?.inspect(|len| learn(*len));
         }
         let (bytes, len) = match known {
             Some(len) => {
@@ -143,9 +144,8 @@ impl Cached {
                 self.store.get_range(name, start, &mut bytes)?;
                 (bytes, len)
             }
-            None => self.store.get_up_to(name, start, long(end).ok_or_else(beyond)?)?,
+            None => self.store.get_up_to(name, start, long(end).ok_or_else(beyond)?).inspect(|(_, len)| learn(*len))?,
         };
-        self.lengths.insert(place.hash(), len);
         Ok(Fetched { bytes, is_end: len <= end })
     }
 }

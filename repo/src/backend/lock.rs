@@ -12,8 +12,9 @@
 //! - The store's own clock decides when a lock ends. A clock of ours that is wrong makes locks longer or shorter than was meant, or has
 //!   them refused; nothing that a lock holds goes before the date that the store has.
 //! - [`Backend::delete`](super::Backend::delete) of a locked object fails with `Retained` and changes nothing; of any other it frees its
-//!   space: it removes the version, and puts no marker over it.
-//! - What hides an object is somebody else's doing, since nothing here writes a name twice: the oldest version is the object.
+//!   space: it removes all versions of the name, and puts no marker over them.
+//! - What hides an object is somebody else's doing, since nothing here writes a name twice: the oldest version that is
+//!   locked is the object, or the oldest where none is. (Of puts that race, stores may keep what those put who came too late.)
 
 use crate::error::Result;
 use crate::time::Timestamp;

@@ -8,8 +8,9 @@
 //!
 //! Not here: sealing, placing and uploading, which the packer does for all workers. What holds: a worker owns one window buffer
 //! and that window's new chunks, compressed; it says all of a window at once, so that its chunks come to lie side by side in a pack,
-//! however many workers there are: whoever reads the disk in order reads the pack in order. Of a window that was read, in whole or in part, nothing is taken over from packs that were found damaged, nor from a leaf that cannot be read; what
-//! the parent could not read is asked for again. However a window came, one content gives one leaf.
+//! however many workers there are: whoever reads the disk in order reads the pack in order. Of a window that was read, in whole or in
+//! part, nothing is taken over from packs that were found damaged, nor from a leaf that cannot be read; what the parent could not read
+//! is asked for again. However a window came, one content gives one leaf.
 
 use super::Progress;
 use super::packer::Pending;

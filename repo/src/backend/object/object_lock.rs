@@ -3,7 +3,7 @@
 //! ```text
 //!   lock    PUT name?retention          COMPLIANCE until a date       refused when a longer one stands, which is as well
 //!   delete  GET ?versions -> DELETE name?versionId=.., oldest first   403: a HEAD's fields tell whether a lock or the credentials
-//!   hidden  GET ?versions, page by page                               reveal: DELETE of all versions but the oldest
+//!   hidden  GET ?versions, page by page                               reveal: DELETE of all versions but one
 //!   check   GET ?object-lock            once, and remembered
 //! ```
 //! What it takes besides reading and writing: `s3:PutObjectRetention`, `s3:GetObjectRetention` (or a HEAD tells nothing of locks),
@@ -124,6 +124,21 @@ impl ObjectStore {
             Err(Refused { status: 403, error, .. }) => Ok(Some(error)),
             Err(refused) => Err(refused.error),
         }
+    }
+
+    /// Which of its versions, the newest first, an object is: the oldest that is locked, or the oldest of all. What lies below a locked
+    /// one was put at the same time as that, by somebody who was told that he came too late.
+    fn object_among<'a>(&self, notary: &Notary, name: &str, versions: &'a [Version]) -> Result<Option<&'a Version>> {
+        let contents: Vec<&Version> = versions.iter().rev().filter(|version| !version.is_marker).collect();
+        if contents.len() > 1 {
+            for version in &contents {
+                let shown = self.look(notary, name, Some(&version.id))?;
+                if shown.is_some_and(|shown| shown.kept.is_some()) {
+                    return Ok(Some(version));
+                }
+            }
+        }
+        Ok(contents.first().copied())
     }
 
     /// All versions of one object, the newest first.
@@ -263,9 +278,9 @@ impl ObjectLock for ObjectStore {
         check_name(name)?;
         let notary = self.lockable_notary()?;
         let versions = self.versions_of(notary, name)?;
-        let oldest = versions.iter().rposition(|version| !version.is_marker).ok_or_else(|| self.not_there(name))?;
+        let object = self.object_among(notary, name, &versions)?.ok_or_else(|| self.not_there(name))?;
         let why = "hidden by a version that the store does not let go, by a lock of its own or for want of permission";
-        for version in versions.iter().take(oldest) {
+        for version in versions.iter().filter(|version| version.id != object.id) {
             if let Some(error) = self.remove(notary, name, &version.id)? {
                 let what = format!("'{name}' in {} is {why}", self.address);
                 return Err(Error::new(Kind::Retained, what).with_source(error));
